@@ -1,0 +1,1 @@
+"""The run log: the only code that knows Redis."""

@@ -1,0 +1,1 @@
+"""The Scheduler: which run goes where and when."""
