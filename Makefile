@@ -63,7 +63,7 @@ check-types: $(DEV)
 	$(BIN)/mypy
 
 check-imports: $(DEV)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 # base.binpb is the contract as last released; renew it with a release: $(GEN)/buf build protos -o protos/base.binpb
 check-contract: $(GENERATOR)
