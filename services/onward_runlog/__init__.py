@@ -1,1 +1,1 @@
-"""The run log: the only code that knows Redis."""
+"""The run log on Redis or Valkey: the only code that knows keys, functions and records."""

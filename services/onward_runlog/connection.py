@@ -1,0 +1,180 @@
+"""One pipelined connection: whatever was asked in the same moment goes out, and is synced by the server, together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from onward_runlog.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+Argument = bytes | str | int
+
+REPLY_TIMEOUT_S = 10.0
+"""A store that is silent for longer is taken for gone. Well above a slow sync of its append-only file (2 s)."""
+
+BATCH_MAX = 1_000
+"""Commands in one pipeline."""
+
+BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Pauses between attempts to connect; the last one repeats."""
+
+DEFAULT_PATIENCE_S = 5.0
+"""How long a call waits for a store that is away before it fails."""
+
+_LOST = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError, asyncio.TimeoutError)
+
+
+def pool_for(url: str, **options: Any) -> ConnectionPool:
+    """Return a pool for `url` whose connections never repeat a command by themselves.
+
+    redis-py's own retry writes twice when a reply is lost after the server applied the command. Ours repeats only
+    functions that are idempotent.
+    """
+    return ConnectionPool.from_url(
+        url, retry=Retry(NoBackoff(), 0), socket_timeout=None, socket_connect_timeout=2.0, protocol=2, **options
+    )
+
+
+@dataclass(slots=True)
+class _Call:
+    command: tuple[Argument, ...]
+    reply: asyncio.Future[Any]
+    give_up: float
+    """Loop time after which it fails when the store is away."""
+
+
+class Connection:
+    """Commands to one server, in the order of the calls, each batch in one pipeline while the one before is under way.
+
+    Every command is repeated after a lost connection until its patience ends: callers send idempotent ones only, or
+    ones whose loss they can live with.
+    """
+
+    def __init__(self, url: str, *, library: str | None = None) -> None:
+        """Args:
+        library: Source of the functions to load when the server does not know one. None never loads.
+        """
+        self._pool = pool_for(url)
+        self._library = library
+        self._wire: AbstractConnection | None = None
+        self._waiting: deque[_Call] = deque()
+        self._wanted = asyncio.Event()
+        self.lost = 0
+        """How many times the store was lost. Whoever judges by time asks whether this has grown."""
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Connection]:
+        """Serve calls until the block ends; what is still unanswered then fails with StoreUnavailable."""
+        task = asyncio.create_task(self._serve(), name="store connection")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            for call in self._waiting:
+                _fail(call, StoreUnavailable("the connection to the store was closed"))
+            self._waiting.clear()
+            if self._wire is not None:
+                await self._wire.disconnect(nowait=True)
+
+    def call(self, *command: Argument, patience_s: float = DEFAULT_PATIENCE_S) -> asyncio.Future[Any]:
+        """Send a command and return its reply to be awaited.
+
+        Args:
+            command: Name and arguments.
+            patience_s: How long to wait for a store that is away, in seconds.
+
+        Raises (when awaited):
+            StoreUnavailable: The store was away for longer; whether the command was applied is unknown.
+            redis.exceptions.ResponseError: The server refused it.
+        """
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append(_Call(command, reply, loop.time() + patience_s))
+        self._wanted.set()
+        return reply
+
+    async def _serve(self) -> None:
+        failures = 0
+        while True:
+            if not self._waiting:
+                self._wanted.clear()
+                await self._wanted.wait()
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_MAX))]
+            try:
+                await self._exchange(batch)
+                failures = 0
+            except _LOST as error:
+                self.lost += 1
+                if failures == 0:
+                    logger.warning("the store does not answer: %s", error)
+                await self._disconnect()
+                self._waiting.extendleft(reversed([call for call in batch if not call.reply.done()]))
+                await self._back_off(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                failures += 1
+            except asyncio.CancelledError:
+                self._waiting.extendleft(reversed([call for call in batch if not call.reply.done()]))
+                raise
+
+    async def _exchange(self, batch: list[_Call]) -> None:
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            wire = self._wire
+            if wire is None:
+                wire = self._pool.make_connection()  # type: ignore[no-untyped-call]
+                await wire.connect()
+                self._wire = wire
+            await wire.send_packed_command(wire.pack_commands([call.command for call in batch]), check_health=False)
+            unknown: list[_Call] = []
+            for call in batch:
+                try:
+                    reply = await wire.read_response(disable_decoding=True)
+                except ReadOnlyError:
+                    raise
+                except ResponseError as error:
+                    if self._library is not None and "Function not found" in str(error):
+                        unknown.append(call)
+                    else:
+                        _fail(call, error)
+                else:
+                    if not call.reply.done():
+                        call.reply.set_result(reply)
+            if unknown:
+                await wire.send_command("FUNCTION", "LOAD", "REPLACE", self._library, check_health=False)
+                await wire.read_response()
+                self._waiting.extendleft(reversed(unknown))
+
+    async def _back_off(self, pause_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(pause_s)
+        patient: deque[_Call] = deque()
+        for call in self._waiting:
+            if call.give_up < loop.time():
+                _fail(call, StoreUnavailable("Redis does not answer"))
+            elif not call.reply.done():
+                patient.append(call)
+        self._waiting = patient
+
+    async def _disconnect(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await wire.disconnect(nowait=True)
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    if not call.reply.done():
+        call.reply.set_exception(error)

@@ -1,0 +1,498 @@
+#!lua name=onward1
+-- The atomic writes of the run log, version 1. protos/README.md specifies them for executors in any language.
+--
+-- KEYS[1] is a partition's base name, e.g. "onward:{3}"; every name made here begins with it, so one call stays in one
+-- slot. A run is named by its ref, "<namespace>/<run_id>". Times are milliseconds of this server's clock. All functions
+-- but append and renew change one run, and each is one transition of the run's record together with its events, its
+-- place in queue, timers, leases and listing, and one message on the wake channel.
+
+local QUEUED, RUNNING, WAITING, CANCELLING, PAUSED, SUCCEEDED, FAILED, CANCELLED = 1, 2, 3, 4, 5, 6, 7, 8
+local CAUSE_STARTED, CAUSE_LOST, CAUSE_HANDED_OVER = 1, 2, 3
+local HINT_BYTES_MAX = 65536
+local LANE = 2 ^ 42
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function terminal(state) return state >= SUCCEEDED end
+
+local function int(value) return string.format('%.0f', value) end
+
+-- Protobuf, as much as is needed: the two fields that the log sets, and the message on the wake channel.
+local function varint(n)
+  if n < 128 then return string.char(n) end
+  local bytes = {}
+  while n >= 128 do
+    bytes[#bytes + 1] = string.char(n % 128 + 128)
+    n = math.floor(n / 128)
+  end
+  bytes[#bytes + 1] = string.char(n)
+  return table.concat(bytes)
+end
+
+local function bytes_field(tag, value) return tag .. varint(#value) .. value end
+
+-- Wake: the runs that were appended to in this call. Field numbers as in onward_runlog/wake.proto.
+local function publish(base, appended)
+  if #appended > 0 then redis.call('PUBLISH', base .. ':wake', table.concat(appended)) end
+end
+
+-- Adds events to a run's log and tells what to publish. offset and attempt follow the writer's bytes, and in protobuf
+-- the last value of a field wins.
+local function write(base, ref, attempt, last, events, appended)
+  local log = base .. ':' .. ref .. ':log'
+  local tail = '\24' .. varint(attempt)
+  local size, offset = 0, last
+  local hint = { bytes_field('\10', ref), '\16' .. varint(last) }
+  for i = 1, #events do
+    offset = offset + 1
+    local event = events[i] .. '\8' .. varint(offset) .. tail
+    redis.call('XADD', log, int(offset) .. '-0', 'e', event)
+    size = size + #event
+    hint[i + 2] = bytes_field('\34', event)
+  end
+  if size > HINT_BYTES_MAX then hint = { hint[1], hint[2] } end
+  hint[#hint + 1] = '\24' .. varint(offset)
+  appended[#appended + 1] = bytes_field('\10', table.concat(hint))
+  return offset, size
+end
+
+local function index(base, ref, name) return base .. ':runs:' .. string.match(ref, '^[^/]*') .. ':' .. name end
+
+local function move(base, ref, score, from, to)
+  if from == to then return end
+  local run_id = string.match(ref, '/(.*)$')
+  redis.call('ZREM', index(base, ref, 's=' .. from), run_id)
+  redis.call('ZADD', index(base, ref, 's=' .. to), score, run_id)
+end
+
+-- The queue of a deployment: higher priority first; within one, round-robin between fairness keys (start-time fair
+-- queueing: a key's next run goes one place after its last, never before the place now served); within one, first come.
+local function enqueue(base, deployment, ref, priority, fairness, front)
+  local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
+  local place = 0
+  if not front then
+    local lane = priority .. '/' .. fairness
+    local served = tonumber(redis.call('HGET', fair, 'served/' .. priority)) or 0
+    local last = tonumber(redis.call('HGET', fair, 'last/' .. lane)) or 0
+    place = math.max(served, last) + 1
+    redis.call('HSET', fair, 'last/' .. lane, int(place))
+  end
+  redis.call('ZADD', queue, int((100 - priority) * LANE + place), ref)
+  redis.call('SADD', base .. ':queues', deployment)
+  redis.call('PUBLISH', base .. ':queued', deployment)
+end
+
+local function dequeue(base, deployment, ref)
+  local queue = base .. ':queue:' .. deployment
+  redis.call('ZREM', queue, ref)
+  if redis.call('EXISTS', queue) == 0 then
+    redis.call('DEL', base .. ':fair:' .. deployment)
+    redis.call('SREM', base .. ':queues', deployment)
+  end
+end
+
+-- Gives a queued run to an executor. The lease begins here; RUNNING begins with the first append of the attempt.
+local function give(base, ref, holder, ttl)
+  local key = base .. ':' .. ref .. ':run'
+  local attempt = redis.call('HINCRBY', key, 'attempt', 1)
+  redis.call('HSET', key, 'holder', holder, 'seq', 0, 'began', 0)
+  redis.call('ZADD', base .. ':leases', int(now_ms() + ttl), ref)
+  return attempt
+end
+
+local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'log_id', 'last', 'state', 'deadline' }
+
+local function dispatch(base, ref) return redis.call('HMGET', base .. ':' .. ref .. ':run', unpack(DISPATCH)) end
+
+-- The end of a run: nothing follows.
+local function close(base, ref, key, state, from, score, expire)
+  local now = now_ms()
+  redis.call('HSET', key, 'state', state, 'holder', '', 'end', int(now), 'expire', int(now + expire))
+  redis.call('ZREM', base .. ':leases', ref)
+  redis.call('ZREM', base .. ':timers', 's:' .. ref, 'd:' .. ref)
+  redis.call('ZADD', base .. ':timers', int(now + expire), 'x:' .. ref)
+  move(base, ref, score, from, state)
+end
+
+local function load(key, ...)
+  local values = redis.call('HMGET', key, ...)
+  if not values[1] then return nil end
+  return values
+end
+
+-- submit: ref, digest, run, input, deployment, priority, fairness, start (0: now), deadline (0: none), score, log_id,
+--   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, n, names of n indexes
+-- → {"new" | "replayed" | "reused" | "full", record, attempt}
+local function submit(keys, argv)
+  local base, ref, digest = keys[1], argv[1], argv[2]
+  local key = base .. ':' .. ref .. ':run'
+  local known = redis.call('HGET', key, 'digest')
+  if known then
+    if known ~= digest then return { 'reused' } end
+    return { 'replayed', redis.call('HGETALL', key), 0 }
+  end
+  local deployment, priority, fairness = argv[5], tonumber(argv[6]), argv[7]
+  local start, deadline, score = tonumber(argv[8]), tonumber(argv[9]), argv[10]
+  local waiting = redis.call('ZCARD', base .. ':queue:' .. deployment)
+  if waiting >= tonumber(argv[14]) then return { 'full' } end
+  local appended = {}
+  local last, size = write(base, ref, 0, 0, { argv[13] }, appended)
+  local n, names = tonumber(argv[17]), {}
+  local run_id = string.match(ref, '/(.*)$')
+  for i = 1, n do
+    names[i] = argv[17 + i]
+    redis.call('ZADD', index(base, ref, names[i]), score, run_id)
+  end
+  redis.call('ZADD', index(base, ref, 's=' .. QUEUED), score, run_id)
+  redis.call('HSET', key, 'digest', digest, 'run', argv[3], 'input', argv[4], 'deployment', deployment, 'priority',
+    argv[6], 'fairness', fairness, 'score', score, 'log_id', argv[11], 'trace', argv[12], 'state', QUEUED, 'attempt', 0,
+    'holder', '', 'seq', 0, 'committed', 0, 'began', 0, 'deaths', 0, 'cause', CAUSE_STARTED, 'last', last, 'bytes', size,
+    'deadline', argv[9], 'indexes', cmsgpack.pack(names))
+  if deadline > 0 then redis.call('ZADD', base .. ':timers', argv[9], 'd:' .. ref) end
+  local attempt = 0
+  if start > now_ms() then
+    redis.call('ZADD', base .. ':timers', argv[8], 's:' .. ref)
+  elseif argv[15] ~= '' and waiting == 0 then
+    attempt = give(base, ref, argv[15], tonumber(argv[16]))
+  else
+    enqueue(base, deployment, ref, priority, fairness, false)
+  end
+  publish(base, appended)
+  return { 'new', redis.call('HGETALL', key), attempt }
+end
+
+-- claim: deployment, holder, ttl, n → up to n of {ref, DISPATCH values}
+local function claim(keys, argv)
+  local base, deployment, holder, ttl, n = keys[1], argv[1], argv[2], tonumber(argv[3]), tonumber(argv[4])
+  local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
+  local taken = {}
+  local first = redis.call('ZRANGE', queue, 0, n - 1, 'WITHSCORES')
+  for i = 1, #first, 2 do
+    local ref, place = first[i], tonumber(first[i + 1]) % LANE
+    local run = load(base .. ':' .. ref .. ':run', 'priority', 'fairness')
+    redis.call('ZREM', queue, ref)
+    if run then
+      if place > 0 then
+        local lane = 'last/' .. run[1] .. '/' .. run[2]
+        redis.call('HSET', fair, 'served/' .. run[1], int(place))
+        if tonumber(redis.call('HGET', fair, lane)) == place then redis.call('HDEL', fair, lane) end
+      end
+      give(base, ref, holder, ttl)
+      taken[#taken + 1] = { ref, dispatch(base, ref) }
+    end
+  end
+  dequeue(base, deployment, '')
+  return taken
+end
+
+-- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
+--   attempt), output, error, n, n events, m, m pairs of memo name and value
+-- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
+local function append(keys, argv)
+  local base, events_max, bytes_max, expire = keys[1], tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3])
+  local at, replies, appended = 4, {}, {}
+  while at <= #argv do
+    local ref, attempt, seq, ending = argv[at], tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3])
+    local output, failure, n = argv[at + 4], argv[at + 5], tonumber(argv[at + 6])
+    local first = at + 7
+    local memo = first + n
+    local m = tonumber(argv[memo])
+    at = memo + 1 + 2 * m
+    local key = base .. ':' .. ref .. ':run'
+    local run = load(key, 'state', 'attempt', 'holder', 'seq', 'committed', 'last', 'bytes', 'score', 'start', 'began')
+    local reply
+    if not run then
+      reply = { 'fenced', 0, 0, 0, 0 }
+    else
+      local state, held, last, size = tonumber(run[1]), tonumber(run[2]), tonumber(run[6]), tonumber(run[7])
+      local expected = tonumber(run[4])
+      if attempt == held and seq == expected and seq > 0 then
+        reply = { 'ok', state, held, tonumber(run[5]), size }
+      elseif terminal(state) then
+        reply = { 'closed', state, held, last, size }
+      elseif attempt ~= held or run[3] == '' then
+        reply = { 'fenced', state, held, last, size }
+      elseif seq ~= expected + 1 then
+        reply = { 'jump', state, held, last, size }
+      elseif not ending and (last + n > events_max or size > bytes_max) then
+        reply = { 'full', state, held, last, size }
+      else
+        local events, added = {}, 0
+        for i = 1, n do events[i] = argv[first + i - 1] end
+        if n > 0 then
+          last, added = write(base, ref, attempt, last, events, appended)
+          size = size + added
+        end
+        if m > 0 then redis.call('HSET', base .. ':' .. ref .. ':memo', unpack(argv, memo + 1, memo + 2 * m)) end
+        local record = { 'seq', seq, 'committed', int(last), 'last', int(last), 'bytes', int(size) }
+        if run[10] == '0' then
+          record[#record + 1] = 'began'
+          record[#record + 1] = 1
+          if not run[9] then
+            record[#record + 1] = 'start'
+            record[#record + 1] = int(now_ms())
+          end
+          if state == QUEUED then
+            record[#record + 1] = 'state'
+            record[#record + 1] = RUNNING
+            move(base, ref, run[8], state, RUNNING)
+            state = RUNNING
+          end
+        end
+        redis.call('HSET', key, unpack(record))
+        if ending then
+          if output ~= '' then redis.call('HSET', key, 'output', output) end
+          if failure ~= '' then redis.call('HSET', key, 'error', failure) end
+          if terminal(ending) then
+            close(base, ref, key, ending, state, run[8], expire)
+          else
+            redis.call('HSET', key, 'state', ending, 'holder', '')
+            redis.call('ZREM', base .. ':leases', ref)
+            move(base, ref, run[8], state, ending)
+          end
+          state = ending
+        end
+        reply = { 'ok', state, held, last, size }
+      end
+    end
+    replies[#replies + 1] = reply
+  end
+  publish(base, appended)
+  return replies
+end
+
+-- renew: ttl, then for each run: ref, attempt, holder → for each run {1 | 0, state, last_offset}
+local function renew(keys, argv)
+  local base, expiry, replies = keys[1], int(now_ms() + tonumber(argv[1])), {}
+  for at = 2, #argv, 3 do
+    local ref = argv[at]
+    local run = load(base .. ':' .. ref .. ':run', 'state', 'attempt', 'holder', 'last')
+    if run and run[2] == argv[at + 1] and run[3] == argv[at + 2] then
+      redis.call('ZADD', base .. ':leases', expiry, ref)
+      replies[#replies + 1] = { 1, tonumber(run[1]), tonumber(run[4]) }
+    else
+      replies[#replies + 1] = { 0, run and tonumber(run[1]) or 0, run and tonumber(run[4]) or 0 }
+    end
+  end
+  return replies
+end
+
+-- cancel: ref, expire, event into CANCELLING, event into CANCELLED
+-- → {"missing" | "ok", holder, attempt, record}
+local function cancel(keys, argv)
+  local base, ref, expire = keys[1], argv[1], tonumber(argv[2])
+  local key = base .. ':' .. ref .. ':run'
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment')
+  if not run then return { 'missing' } end
+  local state, holder = tonumber(run[1]), run[3]
+  if not terminal(state) and not (state == CANCELLING and holder ~= '') then
+    local appended = {}
+    local event = holder ~= '' and argv[3] or argv[4]
+    local last, added = write(base, ref, 0, tonumber(run[4]), { event }, appended)
+    redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added))
+    if holder ~= '' then
+      redis.call('HSET', key, 'state', CANCELLING)
+      move(base, ref, run[6], state, CANCELLING)
+    else
+      dequeue(base, run[7], ref)
+      close(base, ref, key, CANCELLED, state, run[6], expire)
+    end
+    publish(base, appended)
+  end
+  return { 'ok', holder, tonumber(run[2]), redis.call('HGETALL', key) }
+end
+
+-- lose: ref, attempt, why ("lost" | "expired" | "handed_over" | "refused"), expire, deaths_max, event into QUEUED, event
+--   into CANCELLED, event into PAUSED, error of PAUSED
+-- "expired" holds only if the lease has run out. A refused attempt and one that never began leave no trace in the log.
+-- → {"stale"} | {"ok", state, deployment, record}
+local function lose(keys, argv)
+  local base, ref, attempt, why, expire = keys[1], argv[1], tonumber(argv[2]), argv[3], tonumber(argv[4])
+  local key = base .. ':' .. ref .. ':run'
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness',
+    'began', 'deaths')
+  if not run or tonumber(run[2]) ~= attempt or run[3] == '' then return { 'stale' } end
+  if why == 'expired' then
+    local expiry = tonumber(redis.call('ZSCORE', base .. ':leases', ref))
+    if expiry and expiry > now_ms() then return { 'stale' } end
+  end
+  local state, appended = tonumber(run[1]), {}
+  local function log(event)
+    local last, added = write(base, ref, 0, tonumber(run[4]), { event }, appended)
+    redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added))
+  end
+  redis.call('ZREM', base .. ':leases', ref)
+  redis.call('HSET', key, 'holder', '')
+  if state == CANCELLING then
+    log(argv[7])
+    close(base, ref, key, CANCELLED, state, run[6], expire)
+    state = CANCELLED
+  elseif why == 'refused' or run[10] == '0' then
+    enqueue(base, run[7], ref, tonumber(run[8]), run[9], true)
+  else
+    local deaths = tonumber(run[11])
+    if why ~= 'handed_over' then deaths = redis.call('HINCRBY', key, 'deaths', 1) end
+    if deaths >= tonumber(argv[5]) then
+      log(argv[8])
+      redis.call('HSET', key, 'state', PAUSED, 'error', argv[9])
+      move(base, ref, run[6], state, PAUSED)
+      state = PAUSED
+    else
+      log(argv[6])
+      redis.call('HSET', key, 'state', QUEUED, 'cause', why == 'handed_over' and CAUSE_HANDED_OVER or CAUSE_LOST)
+      move(base, ref, run[6], state, QUEUED)
+      enqueue(base, run[7], ref, tonumber(run[8]), run[9], true)
+      state = QUEUED
+    end
+  end
+  publish(base, appended)
+  return { 'ok', state, run[7] }
+end
+
+-- expel: ref, expire, event into FAILED, error: the run's deadline has passed → {"stale"} | {"ok", holder, attempt}
+local function expel(keys, argv)
+  local base, ref = keys[1], argv[1]
+  local key = base .. ':' .. ref .. ':run'
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'deadline')
+  redis.call('ZREM', base .. ':timers', 'd:' .. ref)
+  if not run or terminal(tonumber(run[1])) or tonumber(run[8]) > now_ms() then return { 'stale' } end
+  local appended = {}
+  local last, added = write(base, ref, 0, tonumber(run[4]), { argv[3] }, appended)
+  redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added), 'error', argv[4])
+  dequeue(base, run[7], ref)
+  close(base, ref, key, FAILED, tonumber(run[1]), run[6], tonumber(argv[2]))
+  publish(base, appended)
+  return { 'ok', run[3], tonumber(run[2]) }
+end
+
+-- signal: ref, request_id ('' for none), digest, event, events_max, bytes_max
+-- → {"missing" | "ended" | "reused" | "full" | "ok" | "replayed", offset, state, holder, attempt}
+local function signal(keys, argv)
+  local base, ref, request_id, digest = keys[1], argv[1], argv[2], argv[3]
+  local key, signals = base .. ':' .. ref .. ':run', base .. ':' .. ref .. ':signals'
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes')
+  if not run then return { 'missing' } end
+  local state, last, size = tonumber(run[1]), tonumber(run[4]), tonumber(run[5])
+  if request_id ~= '' then
+    local known = redis.call('HGET', signals, request_id)
+    if known then
+      local offset, first = string.match(known, '^(%d+):(.*)$')
+      if first ~= digest then return { 'reused' } end
+      return { 'replayed', tonumber(offset), state, run[3], tonumber(run[2]) }
+    end
+  end
+  if terminal(state) then return { 'ended', 0, state } end
+  if last >= tonumber(argv[5]) or size > tonumber(argv[6]) then return { 'full' } end
+  local appended, added = {}
+  last, added = write(base, ref, 0, last, { argv[4] }, appended)
+  redis.call('HSET', key, 'last', int(last), 'bytes', int(size + added))
+  if request_id ~= '' then redis.call('HSET', signals, request_id, int(last) .. ':' .. digest) end
+  publish(base, appended)
+  return { 'ok', last, state, run[3], tonumber(run[2]) }
+end
+
+-- blob: ref, attempt, name, value → {"ok" | "fenced"}
+local function blob(keys, argv)
+  local base, ref = keys[1], argv[1]
+  local run = load(base .. ':' .. ref .. ':run', 'attempt', 'holder')
+  if not run or run[1] ~= argv[2] or run[2] == '' then return { 'fenced' } end
+  redis.call('SET', base .. ':' .. ref .. ':blob:' .. argv[3], argv[4])
+  redis.call('SADD', base .. ':' .. ref .. ':blobs', argv[3])
+  return { 'ok' }
+end
+
+-- sweep: limit. Queues runs whose start is due, deletes runs that are past their retention, and tells what is for a
+-- Scheduler to decide.
+-- → {now, {ref, attempt, holder, … of leases that have run out}, {ref, … of passed deadlines}, {deployment, length, …},
+--    time of the next timer or 0}
+local function sweep(keys, argv)
+  local base, limit, now = keys[1], tonumber(argv[1]), now_ms()
+  local timers = base .. ':timers'
+  local expired, passed, queues = {}, {}, {}
+  for _, ref in ipairs(redis.call('ZRANGEBYSCORE', base .. ':leases', '-inf', int(now), 'LIMIT', 0, limit)) do
+    local run = load(base .. ':' .. ref .. ':run', 'attempt', 'holder')
+    if run then
+      expired[#expired + 1] = ref
+      expired[#expired + 1] = tonumber(run[1])
+      expired[#expired + 1] = run[2]
+    else
+      redis.call('ZREM', base .. ':leases', ref)
+    end
+  end
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', int(now), 'LIMIT', 0, limit)) do
+    local kind, ref = string.sub(member, 1, 1), string.sub(member, 3)
+    local prefix = base .. ':' .. ref
+    local key = prefix .. ':run'
+    if kind == 'd' then
+      passed[#passed + 1] = ref
+    elseif kind == 's' then
+      redis.call('ZREM', timers, member)
+      local run = load(key, 'state', 'deployment', 'priority', 'fairness')
+      if run and tonumber(run[1]) == QUEUED then enqueue(base, run[2], ref, tonumber(run[3]), run[4], false) end
+    elseif kind == 'x' then
+      redis.call('ZREM', timers, member)
+      local run = load(key, 'state', 'indexes')
+      if run then
+        local run_id = string.match(ref, '/(.*)$')
+        for _, name in ipairs(cmsgpack.unpack(run[2])) do redis.call('ZREM', index(base, ref, name), run_id) end
+        redis.call('ZREM', index(base, ref, 's=' .. run[1]), run_id)
+      end
+      for _, name in ipairs(redis.call('SMEMBERS', prefix .. ':blobs')) do redis.call('UNLINK', prefix .. ':blob:' .. name) end
+      redis.call('UNLINK', key, prefix .. ':log', prefix .. ':memo', prefix .. ':signals', prefix .. ':blobs')
+    end
+  end
+  for _, deployment in ipairs(redis.call('SMEMBERS', base .. ':queues')) do
+    queues[#queues + 1] = deployment
+    queues[#queues + 1] = redis.call('ZCARD', base .. ':queue:' .. deployment)
+  end
+  local next = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
+  return { int(now), expired, passed, queues, next[2] or '0' }
+end
+
+-- register: executor_id, executor, deployment, workflows, ttl. KEYS[1] is the registry's base name.
+-- → milliseconds at which the deployment was first seen
+local function register(keys, argv)
+  local base, now = keys[1], now_ms()
+  redis.call('HSET', base .. ':executors', argv[1], argv[2])
+  redis.call('ZADD', base .. ':alive', int(now + tonumber(argv[5])), argv[1])
+  local known = redis.call('HGET', base .. ':workflows', argv[3])
+  redis.call('HSETNX', base .. ':deployments', argv[3], int(now))
+  if known ~= argv[4] then
+    redis.call('HSET', base .. ':workflows', argv[3], argv[4])
+    redis.call('PUBLISH', base .. ':wake', argv[3])
+  end
+  return redis.call('HGET', base .. ':deployments', argv[3])
+end
+
+-- executors: → the registrations that live, each an Executor message; the dead are dropped
+local function executors(keys)
+  local base = keys[1]
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':alive', '-inf', int(now_ms()))) do
+    redis.call('ZREM', base .. ':alive', id)
+    redis.call('HDEL', base .. ':executors', id)
+  end
+  return redis.call('HVALS', base .. ':executors')
+end
+
+-- unregister: executor_id
+local function unregister(keys, argv)
+  redis.call('ZREM', keys[1] .. ':alive', argv[1])
+  return redis.call('HDEL', keys[1] .. ':executors', argv[1])
+end
+
+redis.register_function('onward1_submit', submit)
+redis.register_function('onward1_claim', claim)
+redis.register_function('onward1_append', append)
+redis.register_function('onward1_renew', renew)
+redis.register_function('onward1_cancel', cancel)
+redis.register_function('onward1_lose', lose)
+redis.register_function('onward1_expel', expel)
+redis.register_function('onward1_signal', signal)
+redis.register_function('onward1_blob', blob)
+redis.register_function('onward1_sweep', sweep)
+redis.register_function('onward1_register', register)
+redis.register_function('onward1_executors', executors)
+redis.register_function('onward1_unregister', unregister)

@@ -1,0 +1,85 @@
+"""Every name in Redis. A partition is one hash tag, so whatever one run touches lies in one Cluster slot."""
+
+from __future__ import annotations
+
+import binascii
+
+REGISTRY = "onward:{registry}"
+"""Base name of what is known about executors and deployments."""
+
+STORE = "onward:{registry}:store"
+"""Hash of what the store was set up with: partitions, digest_key."""
+
+
+def ref(namespace: str, run_id: str) -> str:
+    """Return how functions and channels name a run."""
+    return f"{namespace}/{run_id}"
+
+
+def partition_of(ref: str, partitions: int) -> int:
+    """Return the partition, from 0, that holds a run: CRC-16 (XMODEM, as Redis Cluster's) of its ref."""
+    return binascii.crc_hqx(ref.encode(), 0) % partitions
+
+
+def base(partition: int) -> str:
+    """Return the base name of a partition: KEYS[1] of every function."""
+    return f"onward:{{{partition}}}"
+
+
+def run(base: str, ref: str) -> str:
+    """Return the key of a run's record, a hash."""
+    return f"{base}:{ref}:run"
+
+
+def log(base: str, ref: str) -> str:
+    """Return the key of a run's log, a stream."""
+    return f"{base}:{ref}:log"
+
+
+def memo(base: str, ref: str) -> str:
+    """Return the key of what later attempts need and readers may not see, a hash by component_id."""
+    return f"{base}:{ref}:memo"
+
+
+def blob(base: str, ref: str, name: str) -> str:
+    """Return the key of a value over the inline limit, a string."""
+    return f"{base}:{ref}:blob:{name}"
+
+
+def index(base: str, namespace: str, name: str) -> str:
+    """Return the key of a listing: run ids of one namespace and partition, scored by create_time in microseconds."""
+    return f"{base}:runs:{namespace}:{name}"
+
+
+ALL = "all"
+"""The index of all runs."""
+
+
+def by_workflow(workflow: str) -> str:
+    """Return the name of the index of one workflow's runs."""
+    return f"w={workflow}"
+
+
+def by_state(state: int) -> str:
+    """Return the name of the index of runs in one RunState."""
+    return f"s={state}"
+
+
+def by_label(key: str, value: str) -> str:
+    """Return the name of the index of runs with one label. The key's length keeps "a=b": "c" and "a": "b=c" apart."""
+    return f"l={len(key)}={key}={value}"
+
+
+def by_parent(run_id: str) -> str:
+    """Return the name of the index of one run's children."""
+    return f"p={run_id}"
+
+
+def wake_channel(base: str) -> str:
+    """Return the channel of Wake messages: what was appended in a partition, or that the registry changed."""
+    return f"{base}:wake"
+
+
+def queued_channel(base: str) -> str:
+    """Return the channel on which a deployment's name says that a run of it waits."""
+    return f"{base}:queued"

@@ -1,0 +1,127 @@
+"""The store as one process sees it: how it was set up, its functions, and the calls to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from importlib.resources import files
+from typing import Any
+
+from onward_runlog import keys
+from onward_runlog.connection import BACKOFF_S, DEFAULT_PATIENCE_S, Argument, Connection
+from onward_runlog.errors import StoreUnavailable, StoreUnfit
+
+logger = logging.getLogger(__name__)
+
+VERSION = "onward1"
+"""Name of the library of functions and prefix of each; two versions may live side by side in a rolling deploy."""
+
+PARTITIONS = 16
+"""Partitions of a store that nobody has used yet. Written into it, and never changed after."""
+
+
+def library() -> str:
+    """Return the source of the functions."""
+    return files("onward_runlog").joinpath("functions.lua").read_text()
+
+
+class Store:
+    """One server: where a run lies and how to call a function on it.
+
+    Attributes:
+        url: Where it is.
+        partitions: How many partitions it has.
+        digest_key: Secret of the store that digests of inputs are keyed with.
+        connection: The pipelined connection.
+    """
+
+    def __init__(self, url: str, connection: Connection, *, partitions: int, digest_key: bytes) -> None:
+        self.url = url
+        self.connection = connection
+        self.partitions = partitions
+        self.digest_key = digest_key
+
+    def place(self, namespace: str, run_id: str) -> tuple[str, str]:
+        """Return base name and ref of a run."""
+        ref = keys.ref(namespace, run_id)
+        return keys.base(keys.partition_of(ref, self.partitions)), ref
+
+    def bases(self) -> list[str]:
+        """Return the base names of all partitions."""
+        return [keys.base(partition) for partition in range(self.partitions)]
+
+    def call(
+        self, function: str, base: str, *arguments: Argument, patience_s: float = DEFAULT_PATIENCE_S
+    ) -> asyncio.Future[Any]:
+        """Call a function of the library on a partition; its reply is to be awaited. Errors as Connection.call."""
+        return self.connection.call("FCALL", f"{VERSION}_{function}", 1, base, *arguments, patience_s=patience_s)
+
+    def command(self, *command: Argument, patience_s: float = DEFAULT_PATIENCE_S) -> asyncio.Future[Any]:
+        """Send a plain command, for reading; errors as Connection.call."""
+        return self.connection.call(*command, patience_s=patience_s)
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    url: str,
+    *,
+    read_only: bool = False,
+    allow_unfit: bool = False,
+    waiting: Callable[[str], None] = lambda why: logger.warning("waiting for the store: %s", why),
+) -> AsyncIterator[Store]:
+    """Connect to a store, wait until it can serve, and yield it.
+
+    Args:
+        url: redis://, rediss:// or unix:// address.
+        read_only: Never write: do not load functions, and wait until somebody else has set the store up.
+        allow_unfit: Serve also from a server that may lose or evict what it acknowledged.
+        waiting: Called once for each new reason to wait.
+
+    Raises:
+        StoreUnfit: The server has no append-only file or evicts keys.
+    """
+    async with Connection(url, library=None if read_only else library()).opened() as connection:
+        setup = await _when_ready(connection, read_only=read_only, waiting=waiting)
+        if not allow_unfit:
+            await _check_fit(connection)
+        yield Store(url, connection, partitions=int(setup[0]), digest_key=setup[1])
+
+
+async def _when_ready(
+    connection: Connection, *, read_only: bool, waiting: Callable[[str], None]
+) -> tuple[bytes, bytes]:
+    said = ""
+    tries = 0
+    while True:
+        try:
+            if not read_only:
+                await connection.call("HSETNX", keys.STORE, "partitions", PARTITIONS, patience_s=0)
+                await connection.call("HSETNX", keys.STORE, "digest_key", os.urandom(32), patience_s=0)
+            partitions, digest_key = await connection.call(
+                "HMGET", keys.STORE, "partitions", "digest_key", patience_s=0
+            )
+            if partitions and digest_key:
+                return partitions, digest_key
+            why = "no Scheduler has set it up yet"
+        except StoreUnavailable as error:
+            why = str(error)
+        if why != said:
+            waiting(why)
+            said = why
+        await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
+        tries += 1
+
+
+async def _check_fit(connection: Connection) -> None:
+    wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+    for name, value in wanted.items():
+        reply = await connection.call("CONFIG", "GET", name)
+        found = reply[1].decode() if reply else ""
+        if found != value:
+            raise StoreUnfit(
+                f"the store has {name} {found or 'unset'}, so it may lose runs that were accepted. Set {name} {value}, "
+                "or allow it with --allow-unfit-store (ONWARD_ALLOW_UNFIT_STORE=1)"
+            )

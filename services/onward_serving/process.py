@@ -1,0 +1,44 @@
+"""What a server process does around its work: tell that it is ready, stop on a signal, log to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+
+def announce(**addresses: str) -> None:
+    """Print the one line that says that a server serves, e.g. `ready grpc=127.0.0.1:50051 http=127.0.0.1:8080`."""
+    sys.stdout.write("ready " + " ".join(f"{name}={address}" for name, address in addresses.items()) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` on SIGTERM and SIGINT while the block runs; a second signal ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Configure logging for a server process. Libraries never do."""
+    logging.basicConfig(
+        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
