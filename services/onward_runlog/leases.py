@@ -1,0 +1,155 @@
+"""Heartbeats: an executor's leases are renewed from a thread that user code cannot block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from onward_runlog.store import VERSION, Store
+
+logger = logging.getLogger(__name__)
+
+BLOCKED_WARNING_S = 1.0
+"""A loop that has not turned for this long is named in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that an executor holds."""
+
+    base: str
+    ref: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a heartbeat learned about a held run.
+
+    Attributes:
+        held: Whether the lease is still this executor's.
+        state: RunState as it stands, so that a lost Cancel is noticed.
+    """
+
+    lease: Held
+    held: bool
+    state: int
+
+
+class Heartbeat:
+    """Renews leases every third of their time, as long as the event loop turns.
+
+    A process whose loop stands still for a whole lease is deaf: it could not even be told to stop, so it gives its
+    runs up by not renewing.
+    """
+
+    def __init__(self, store: Store, executor_id: str, *, ttl_s: float, on_renewal: Callable[[Renewal], None]) -> None:
+        """Args:
+        on_renewal: Called in the event loop for leases that are lost and runs that are not simply running.
+        """
+        self._store = store
+        self._executor_id = executor_id
+        self._ttl_s = ttl_s
+        self._on_renewal = on_renewal
+        self._leases: dict[str, Held] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._turned = time.monotonic()
+
+    def add(self, base: str, ref: str, attempt: int) -> None:
+        """Begin to renew a lease."""
+        with self._lock:
+            self._leases[ref] = Held(base, ref, attempt)
+
+    def remove(self, ref: str, attempt: int) -> None:
+        """Stop renewing a lease."""
+        with self._lock:
+            held = self._leases.get(ref)
+            if held is not None and held.attempt == attempt:
+                del self._leases[ref]
+
+    def set_ttl(self, ttl_s: float) -> None:
+        """Take the lease time that the Scheduler names."""
+        self._ttl_s = ttl_s
+
+    @contextlib.asynccontextmanager
+    async def beating(self) -> AsyncIterator[Heartbeat]:
+        """Renew until the block ends."""
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=self._beat, args=(loop, threading.get_ident()), name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            await asyncio.to_thread(thread.join, 2.0)
+
+    def _turn(self) -> None:
+        self._turned = time.monotonic()
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, loop_thread: int) -> None:
+        client = redis.Redis.from_url(
+            self._store.url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=self._ttl_s,
+            socket_connect_timeout=1.0,
+            protocol=2,
+        )
+        lost = False
+        with client:
+            while not self._stop.wait(self._ttl_s / 3 if not lost else 0.1):
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                    loop.call_soon_threadsafe(self._turn)
+                still_s = time.monotonic() - self._turned
+                if still_s > max(BLOCKED_WARNING_S, self._ttl_s / 2):
+                    self._name_blocker(loop_thread, still_s)
+                if still_s > self._ttl_s:
+                    continue
+                try:
+                    self._renew(client, loop)
+                    lost = False
+                except redis.RedisError as error:
+                    if not lost:
+                        logger.warning("cannot renew leases, trying on: %s", error)
+                    lost = True
+
+    def _renew(self, client: redis.Redis, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            leases = list(self._leases.values())
+        by_base: dict[str, list[Held]] = {}
+        for held in leases:
+            by_base.setdefault(held.base, []).append(held)
+        if not by_base:
+            return
+        with client.pipeline(transaction=False) as pipeline:
+            for base, group in by_base.items():
+                arguments: list[str | int] = [int(self._ttl_s * 1000)]
+                for held in group:
+                    arguments += (held.ref, held.attempt, self._executor_id)
+                pipeline.fcall(f"{VERSION}_renew", 1, base, *arguments)
+            replies = pipeline.execute()
+        for group, reply in zip(by_base.values(), replies, strict=True):
+            for held, (ok, state, _) in zip(group, reply, strict=True):
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._on_renewal, Renewal(held, bool(ok), int(state)))
+
+    def _name_blocker(self, loop_thread: int, still_s: float) -> None:
+        frame = sys._current_frames().get(loop_thread)  # noqa: SLF001 - the documented way to another thread's stack
+        stack = "".join(traceback.format_stack(frame)) if frame else ""
+        logger.warning(
+            "the event loop has not turned for %.1f s: user code blocks it. Make the function synchronous, so that it "
+            "runs in a thread, or await. It stands here:\n%s",
+            still_s,
+            stack,
+        )

@@ -1,0 +1,363 @@
+"""The transitions of a run that are not its executor's: each is one call of one function, with its events."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onward.v1.event_pb2 import AttemptCause, Event, RunStateChanged, SignalReceived
+from onward.v1.gateway_service_pb2 import SignalRunRequest
+from onward.v1.run_pb2 import Run, RunError, RunState
+from onward_runlog import keys
+from onward_runlog.errors import QueueFull, RequestReused, RunNotFound, WrongState
+from onward_runlog.record import pairs, run_from
+from onward_runlog.store import Store
+from onward_runlog.writer import LOG_BYTES_MAX, LOG_EVENTS_MAX, RETENTION_S
+
+logger = logging.getLogger(__name__)
+
+QUEUE_MAX = 100_000
+"""Runs that may wait for one deployment in one partition."""
+
+DEATHS_MAX = 3
+"""A run whose executors died this often is PAUSED: it is likely what kills them."""
+
+SWEEP_MAX = 500
+"""What one sweep of a partition takes on of each kind."""
+
+OWN_ID_CHARACTERS = 26
+"""Length of a run_id that the server makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A run given to an executor, with what the executor has to know.
+
+    Attributes:
+        run: With its input.
+        attempt: The fencing token.
+        log_key: Where the log is.
+        cause: Why there is an attempt.
+        trace_parent: As submitted.
+    """
+
+    run: Run
+    attempt: int
+    log_key: str
+    cause: AttemptCause.ValueType
+    trace_parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A lease that has run out."""
+
+    namespace: str
+    run_id: str
+    attempt: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a partition needs from a Scheduler.
+
+    Attributes:
+        expired: Leases that have run out.
+        passed: Namespace and run_id of runs that are past their deadline.
+        queued: How many runs wait, by deployment.
+        next_timer_s: Seconds until the partition's next timer; None without one.
+    """
+
+    expired: list[Expired]
+    passed: list[tuple[str, str]]
+    queued: dict[str, int]
+    next_timer_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a run: `executor_id` is empty when nobody does."""
+
+    executor_id: str
+    attempt: int
+
+
+def new_run_id(namespace: str, request_id: str) -> str:
+    """Return the id of a run whose caller chose none; from its request_id, so that a repeat meets the same run."""
+    if not request_id:
+        return secrets.token_hex(OWN_ID_CHARACTERS // 2)
+    digest = hashlib.blake2b(f"{namespace}/{request_id}".encode(), digest_size=OWN_ID_CHARACTERS // 2)
+    return digest.hexdigest()
+
+
+class Runs:
+    """All transitions on one store.
+
+    Args:
+        store: The store.
+        retention_s: How long a finished run is kept, in seconds.
+    """
+
+    def __init__(self, store: Store, *, retention_s: float = RETENTION_S) -> None:
+        self._store = store
+        self._retention_ms = int(retention_s * 1000)
+
+    async def submit(
+        self, run: Run, *, trace_parent: str = "", holder: str = "", ttl_s: float = 0.0
+    ) -> tuple[Run, bool, Taken | None]:
+        """Record and queue a run. Idempotent by run_id: a repeat of the same workflow and input returns the first one.
+
+        Args:
+            run: What was asked for, input included, with its deployment.
+            trace_parent: The caller's W3C traceparent.
+            holder: Executor that takes the run at once if nobody waits before it; empty queues it.
+            ttl_s: The lease that `holder` then gets, in seconds.
+
+        Returns:
+            The run, whether it was known already, and what to hand to `holder` if it took the run.
+
+        Raises:
+            RequestReused: The run_id stands for another workflow or input.
+            QueueFull: Too many wait for the deployment.
+            StoreUnavailable: The outcome is unknown.
+        """
+        base, ref = self._store.place(run.namespace, run.run_id)
+        data = run.input.SerializeToString()
+        static = Run()
+        static.CopyFrom(run)
+        static.ClearField("input")
+        static.create_time.GetCurrentTime()
+        created = static.create_time.ToMicroseconds()
+        names = [keys.ALL, keys.by_workflow(run.workflow)]
+        names += [keys.by_label(key, value) for key, value in run.labels.items()]
+        if run.parent_run_id:
+            names.append(keys.by_parent(run.parent_run_id))
+        digest = hashlib.blake2b(run.workflow.encode() + b"\0" + data, digest_size=16).digest()
+        status, *rest = await self._store.call(
+            "submit",
+            base,
+            ref,
+            digest,
+            static.SerializeToString(),
+            data,
+            run.deployment,
+            run.priority,
+            run.fairness_key,
+            run.schedule_time.ToMilliseconds() if run.HasField("schedule_time") else 0,
+            run.deadline.ToMilliseconds() if run.HasField("deadline") else 0,
+            created,
+            secrets.token_hex(8),
+            trace_parent,
+            _state_event(RunState.RUN_STATE_QUEUED),
+            QUEUE_MAX,
+            holder,
+            int(ttl_s * 1000),
+            len(names),
+            *names,
+        )
+        if status == b"reused":
+            raise RequestReused(run.run_id)
+        if status == b"full":
+            raise QueueFull(f"{QUEUE_MAX} runs wait for deployment {run.deployment} already")
+        record, attempt = pairs(rest[0]), rest[1]
+        kept = run_from(record)
+        taken = self._taken(base, ref, record) if attempt else None
+        return kept, status == b"replayed", taken
+
+    async def claim(self, base: str, deployment: str, *, holder: str, ttl_s: float, limit: int) -> list[Taken]:
+        """Give up to `limit` queued runs of a partition to an executor; each lease of `ttl_s` seconds begins here."""
+        replies = await self._store.call("claim", base, deployment, holder, int(ttl_s * 1000), limit)
+        names = (
+            b"run",
+            b"input",
+            b"attempt",
+            b"cause",
+            b"trace",
+            b"deployment",
+            b"log_id",
+            b"last",
+            b"state",
+            b"deadline",
+        )
+        taken = []
+        for ref, values in replies:
+            record = dict(zip(names, values, strict=True))
+            record[b"holder"] = holder.encode()
+            taken.append(self._taken(base, ref.decode(), record))
+        return taken
+
+    async def cancel(self, namespace: str, run_id: str, reason: str) -> tuple[Run, Holder]:
+        """Ask for a run's end. A run that nobody holds ends at once; on a terminal run nothing happens.
+
+        Raises:
+            RunNotFound: There is no such run.
+        """
+        base, ref = self._store.place(namespace, run_id)
+        status, *rest = await self._store.call(
+            "cancel",
+            base,
+            ref,
+            self._retention_ms,
+            _state_event(RunState.RUN_STATE_CANCELLING, reason=reason),
+            _state_event(RunState.RUN_STATE_CANCELLED, reason=reason),
+        )
+        if status == b"missing":
+            raise RunNotFound(run_id)
+        holder, attempt, record = rest
+        return run_from(pairs(record)), Holder(holder.decode(), attempt)
+
+    async def lose(self, namespace: str, run_id: str, attempt: int, why: str, *, reason: str = "") -> bool:
+        """Take a run from its executor and queue it again, at the front.
+
+        Args:
+            attempt: The attempt that is meant; another one is left alone.
+            why: "lost" (its executor is dead), "expired" (only if the lease has run out), "handed_over" (it drains) or
+                "refused" (it never took the run).
+            reason: Goes into the log, for a person.
+
+        Returns:
+            Whether the attempt was still in force.
+        """
+        base, ref = self._store.place(namespace, run_id)
+        error = RunError(
+            reason="EXECUTOR_LOST",
+            message=f"{DEATHS_MAX} executors died while they ran this: fix what kills them, then resume it",
+        )
+        status = await self._store.call(
+            "lose",
+            base,
+            ref,
+            attempt,
+            why,
+            self._retention_ms,
+            DEATHS_MAX,
+            _state_event(RunState.RUN_STATE_QUEUED, reason=reason),
+            _state_event(RunState.RUN_STATE_CANCELLED, reason=reason),
+            _state_event(RunState.RUN_STATE_PAUSED, error=error, reason=reason),
+            error.SerializeToString(),
+        )
+        return bool(status[0] == b"ok")
+
+    async def expel(self, namespace: str, run_id: str) -> Holder | None:
+        """Fail a run whose deadline has passed, and return who held it; None if it was not so."""
+        base, ref = self._store.place(namespace, run_id)
+        error = RunError(reason="RUN_TIMEOUT", message="the run's timeout has passed", retryable=True)
+        status, *rest = await self._store.call(
+            "expel",
+            base,
+            ref,
+            self._retention_ms,
+            _state_event(RunState.RUN_STATE_FAILED, error=error),
+            error.SerializeToString(),
+        )
+        return Holder(rest[0].decode(), rest[1]) if status == b"ok" else None
+
+    async def signal(self, namespace: str, signal: SignalRunRequest) -> tuple[int, bool, Holder]:
+        """Append a signal. Idempotent by request_id.
+
+        Returns:
+            Its offset, whether it was there already, and who holds the run.
+
+        Raises:
+            RunNotFound: There is no such run.
+            WrongState: The run has ended.
+            RequestReused: The request_id stands for another signal.
+            QueueFull: The log is at its limit.
+        """
+        base, ref = self._store.place(namespace, signal.run_id)
+        received = SignalReceived(name=signal.name, value=signal.value, request_id=signal.request_id)
+        event = Event(signal_received=received)
+        event.create_time.GetCurrentTime()
+        value = signal.value.SerializeToString(deterministic=True)
+        digest = hashlib.blake2b(signal.name.encode() + b"\0" + value, digest_size=16).hexdigest()
+        status, *rest = await self._store.call(
+            "signal",
+            base,
+            ref,
+            signal.request_id,
+            digest,
+            event.SerializeToString(),
+            LOG_EVENTS_MAX,
+            LOG_BYTES_MAX,
+        )
+        match status:
+            case b"missing":
+                raise RunNotFound(signal.run_id)
+            case b"ended":
+                raise WrongState(signal.run_id, state_name(rest[1]))
+            case b"reused":
+                raise RequestReused(signal.run_id)
+            case b"full":
+                raise QueueFull("the run's log is at its limit")
+        offset, _, holder, attempt = rest
+        return offset, status == b"replayed", Holder(holder.decode(), attempt)
+
+    async def get(self, namespace: str, run_id: str) -> Run:
+        """Return a run.
+
+        Raises:
+            RunNotFound: There is no such run.
+        """
+        base, ref = self._store.place(namespace, run_id)
+        record = pairs(await self._store.command("HGETALL", keys.run(base, ref)))
+        if not record:
+            raise RunNotFound(run_id)
+        return run_from(record)
+
+    async def sweep(self) -> dict[str, Swept]:
+        """Do what is due in every partition and return what is left to decide, by base name."""
+        bases = self._store.bases()
+        calls = [self._store.call("sweep", base, SWEEP_MAX, patience_s=0.0) for base in bases]
+        return {base: _swept(await call) for base, call in zip(bases, calls, strict=True)}
+
+    def _taken(self, base: str, ref: str, record: Mapping[bytes, bytes | None]) -> Taken:
+        run = run_from(record)
+        return Taken(
+            run=run,
+            attempt=run.attempt,
+            log_key=keys.log(base, ref),
+            cause=AttemptCause.ValueType(int(record[b"cause"] or 0)),
+            trace_parent=(record[b"trace"] or b"").decode(),
+        )
+
+
+def state_name(state: int) -> str:
+    """Return a RunState without its prefix, e.g. "RUNNING"."""
+    return RunState.Name(RunState.ValueType(state)).removeprefix("RUN_STATE_")
+
+
+def _state_event(state: RunState.ValueType, *, error: RunError | None = None, reason: str = "") -> bytes:
+    event = Event(run_state_changed=RunStateChanged(state=state, error=error, reason=reason))
+    event.create_time.FromNanoseconds(time.time_ns())
+    return event.SerializeToString()
+
+
+def _swept(reply: list[Any]) -> Swept:
+    now, expired, passed, queued, next_timer = reply
+    entries = iter(expired)
+    leases = []
+    for ref, attempt, holder in zip(entries, entries, entries, strict=True):
+        leases.append(Expired(*_split(ref), attempt, holder.decode()))
+    timer = float(next_timer)
+    return Swept(
+        expired=leases,
+        passed=[_split(ref) for ref in passed],
+        queued={name.decode(): int(count) for name, count in _by_two(queued)},
+        next_timer_s=max(0.0, (timer - float(now)) / 1000) if timer else None,
+    )
+
+
+def _split(ref: bytes) -> tuple[str, str]:
+    namespace, _, run_id = ref.decode().partition("/")
+    return namespace, run_id
+
+
+def _by_two(flat: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
+    entries = iter(flat)
+    return zip(entries, entries, strict=True)
