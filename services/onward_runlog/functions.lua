@@ -452,6 +452,19 @@ local function sweep(keys, argv)
   return { int(now), expired, passed, queues, next[2] or '0' }
 end
 
+-- held: holder → {ref, attempt, … of every run of the partition that this executor holds}
+local function held(keys, argv)
+  local base, found = keys[1], {}
+  for _, ref in ipairs(redis.call('ZRANGE', base .. ':leases', 0, -1)) do
+    local run = load(base .. ':' .. ref .. ':run', 'attempt', 'holder')
+    if run and run[2] == argv[1] then
+      found[#found + 1] = ref
+      found[#found + 1] = tonumber(run[1])
+    end
+  end
+  return found
+end
+
 -- register: executor_id, executor, deployment, workflows, ttl. KEYS[1] is the registry's base name.
 -- → milliseconds at which the deployment was first seen
 local function register(keys, argv)
@@ -493,6 +506,7 @@ redis.register_function('onward1_expel', expel)
 redis.register_function('onward1_signal', signal)
 redis.register_function('onward1_blob', blob)
 redis.register_function('onward1_sweep', sweep)
+redis.register_function('onward1_held', held)
 redis.register_function('onward1_register', register)
 redis.register_function('onward1_executors', executors)
 redis.register_function('onward1_unregister', unregister)

@@ -54,8 +54,8 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Expired:
-    """A lease that has run out."""
+class Lease:
+    """An executor's right to append for a run."""
 
     namespace: str
     run_id: str
@@ -74,7 +74,7 @@ class Swept:
         next_timer_s: Seconds until the partition's next timer; None without one.
     """
 
-    expired: list[Expired]
+    expired: list[Lease]
     passed: list[tuple[str, str]]
     queued: dict[str, int]
     next_timer_s: float | None
@@ -310,6 +310,15 @@ class Runs:
             raise RunNotFound(run_id)
         return run_from(record)
 
+    async def held_by(self, executor_id: str) -> list[Lease]:
+        """Return every run that an executor holds, over all partitions."""
+        bases = self._store.bases()
+        calls = [self._store.call("held", base, executor_id) for base in bases]
+        found = []
+        for call in calls:
+            found += [Lease(*_split(ref), attempt, executor_id) for ref, attempt in _by_two(await call)]
+        return found
+
     async def sweep(self) -> dict[str, Swept]:
         """Do what is due in every partition and return what is left to decide, by base name."""
         bases = self._store.bases()
@@ -343,7 +352,7 @@ def _swept(reply: list[Any]) -> Swept:
     entries = iter(expired)
     leases = []
     for ref, attempt, holder in zip(entries, entries, entries, strict=True):
-        leases.append(Expired(*_split(ref), attempt, holder.decode()))
+        leases.append(Lease(*_split(ref), attempt, holder.decode()))
     timer = float(next_timer)
     return Swept(
         expired=leases,

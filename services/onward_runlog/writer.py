@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from onward.log import (
     LogFull,
 )
 from onward.v1.event_pb2 import Event
+from onward.v1.run_pb2 import RunState
 from onward_runlog import keys
 from onward_runlog.connection import Argument
 from onward_runlog.record import pairs
@@ -94,10 +95,17 @@ class LogWriter:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def log(self, namespace: str, run_id: str, attempt: int) -> RedisAttemptLog:
-        """Return the log of a run for the attempt that holds it."""
+    def log(
+        self, namespace: str, run_id: str, attempt: int, *, on_cancelling: Callable[[], None] = lambda: None
+    ) -> RedisAttemptLog:
+        """Return the log of a run for the attempt that holds it.
+
+        Args:
+            on_cancelling: Called when a reply tells that the run's cancellation was asked for, so that it takes effect
+                also where the call that says so was lost.
+        """
         base, ref = self.store.place(namespace, run_id)
-        return RedisAttemptLog(self, base, ref, attempt)
+        return RedisAttemptLog(self, base, ref, attempt, on_cancelling)
 
     def touch(self, log: RedisAttemptLog, *, urgent: bool) -> None:
         """Note that a log has something to send: at once, or within LINGER_S."""
@@ -142,7 +150,8 @@ class LogWriter:
 class RedisAttemptLog:
     """An AttemptLog (see onward.log) on Redis."""
 
-    def __init__(self, writer: LogWriter, base: str, ref: str, attempt: int) -> None:
+    def __init__(self, writer: LogWriter, base: str, ref: str, attempt: int, on_cancelling: Callable[[], None]) -> None:
+        self._on_cancelling = on_cancelling
         self.base = base
         self.ref = ref
         self.attempt = attempt
@@ -268,7 +277,7 @@ class RedisAttemptLog:
     def settle(self, events: int, reply: list[Any]) -> None:
         """Take the function's reply to the batch under way."""
         self._in_flight = 0
-        status, _, _, last_offset, _ = reply
+        status, state, _, last_offset, _ = reply
         if status != b"ok":
             self._refuse(_REFUSALS[status](_why(status, self.ref)))
             return
@@ -284,6 +293,8 @@ class RedisAttemptLog:
             self._let_in()
         if self._unsent or self._memo or self._ending:
             self._writer.touch(self, urgent=bool(self._waiting))
+        if state == RunState.RUN_STATE_CANCELLING:
+            self._on_cancelling()
 
     def _take_in(self, event: Event) -> None:
         self._raise_refusal()

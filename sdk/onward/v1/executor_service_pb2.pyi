@@ -91,12 +91,17 @@ class ExecuteResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RUNNING_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """running is how many runs the executor holds now."""
     def __init__(
         self,
+        *,
+        running: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,60 @@
+"""Opens, wires and closes a Scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+
+from onward.v1.scheduler_service_pb2 import DESCRIPTOR
+from onward.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
+from onward_runlog.deployments import Deployments
+from onward_runlog.runs import Runs
+from onward_runlog.store import open_store
+from onward_scheduler.dispatching import Dispatcher
+from onward_scheduler.servicer import SchedulerServicer
+from onward_scheduler.settings import Settings
+from onward_scheduler.sweeping import Sweeper
+from onward_serving.server import Serving, serving
+
+SERVICE = DESCRIPTOR.services_by_name["SchedulerService"].full_name
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Serving]:
+    """Serve until the block ends; then take nothing new, finish what is under way, and close.
+
+    Raises:
+        OSError: The address is taken.
+        StoreUnfit: The store may lose what it acknowledges.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
+        deployments = await stack.enter_async_context(Deployments(store).following())
+        runs = Runs(store, retention_s=settings.retention_s)
+        dispatcher = await stack.enter_async_context(
+            Dispatcher(runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s).dispatching()
+        )
+        servicer = SchedulerServicer(store, runs, dispatcher, deployments, settings)
+
+        def add(server: grpc.aio.Server) -> None:
+            add_SchedulerServiceServicer_to_server(servicer, server)
+
+        server = await stack.enter_async_context(
+            serving(add, settings.listen, services=[SERVICE], grace_s=settings.shutdown_grace_s)
+        )
+        sweeper = Sweeper(store, runs, dispatcher, lease_ttl_s=settings.lease_ttl_s)
+        tasks = [
+            asyncio.create_task(sweeper.sweep_for_ever(), name="sweeper"),
+            asyncio.create_task(dispatcher.listen(settings.redis_url, store.bases()), name="queue hints"),
+        ]
+        try:
+            await server.set_ready(True)
+            yield server
+        finally:
+            servicer.draining = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,195 @@
+"""Hands runs to executors: at once where there is room, else when there is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from onward.v1.executor_service_pb2 import CancelRequest, ExecuteRequest, NotifyRequest
+from onward.v1.run_pb2 import Run
+from onward_runlog import keys
+from onward_runlog.errors import StoreUnavailable
+from onward_runlog.runs import Holder, Runs, Taken
+from onward_runlog.subscription import messages
+from onward_scheduler.fleet import Fleet, Link
+
+logger = logging.getLogger(__name__)
+
+EXECUTE_TIMEOUT_S = 5.0
+"""How long an executor may take to take a run. After that the outcome is unknown and the attempt is given up."""
+
+
+class Dispatcher:
+    """Knows which partitions hold queued runs of which deployment, and claims as long as there is room.
+
+    Args:
+        runs: The transitions.
+        fleet: The executors.
+        lease_ttl_s: Time of a lease, in seconds.
+        cancel_grace_s: How long user code may clean up, in seconds.
+    """
+
+    def __init__(self, runs: Runs, *, lease_ttl_s: float, cancel_grace_s: float) -> None:
+        self._runs = runs
+        self._lease_ttl_s = lease_ttl_s
+        self._cancel_grace_s = cancel_grace_s
+        self._queued: dict[str, dict[str, None]] = {}
+        self._wanted = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.fleet = Fleet(on_room=self._on_room, on_death=self._on_death)
+
+    @contextlib.asynccontextmanager
+    async def dispatching(self) -> AsyncIterator[Dispatcher]:
+        """Dispatch until the block ends; hand-overs under way are finished first."""
+        async with self.fleet.watching():
+            task = asyncio.create_task(self._serve(), name="dispatcher")
+            try:
+                yield self
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def submit(self, run: Run, *, trace_parent: str) -> tuple[Run, bool]:
+        """Record a run and hand it out at once if there is room and nobody waits before it.
+
+        Returns:
+            The run, and whether it was known already. Errors as Runs.submit.
+        """
+        link = self.fleet.reserve(run.deployment)
+        try:
+            kept, replayed, taken = await self._runs.submit(
+                run,
+                trace_parent=trace_parent,
+                holder=link.executor_id if link else "",
+                ttl_s=self._lease_ttl_s,
+            )
+        except BaseException:
+            if link is not None:
+                link.offered -= 1
+            raise
+        if link is not None and taken is not None:
+            self._spawn(self._hand_over(link, taken))
+        elif link is not None:
+            link.offered -= 1
+        return kept, replayed
+
+    async def listen(self, url: str, bases: Sequence[str]) -> None:
+        """Learn of queued runs from whoever queued them, until cancelled. Hints get lost: sweeps find the same."""
+        channels = {keys.queued_channel(base): base for base in bases}
+        async for message in messages(url, list(channels)):
+            if message is not None:
+                self.note_queued(channels[message.channel], message.data.decode())
+
+    def note_queued(self, base: str, deployment: str) -> None:
+        """Learn that a partition holds queued runs of a deployment."""
+        self._queued.setdefault(deployment, {})[base] = None
+        self._wanted.set()
+
+    def cancel(self, run: Run, holder: Holder) -> None:
+        """Tell the holder of a run that its cancellation was asked for. A hint: its next append says the same."""
+        if link := self.fleet.link(holder.executor_id):
+            grace = Duration()
+            grace.FromMilliseconds(int(self._cancel_grace_s * 1000))
+            request = CancelRequest(run_id=run.run_id, namespace=run.namespace, attempt=holder.attempt, grace=grace)
+            self._spawn(self._tell(link.stub.Cancel(request, timeout=EXECUTE_TIMEOUT_S)))
+
+    def notify(self, namespace: str, run_id: str, holder: Holder, last_offset: int) -> None:
+        """Tell the holder of a run that somebody else wrote to its log. A hint, too."""
+        if link := self.fleet.link(holder.executor_id):
+            request = NotifyRequest(namespace=namespace, run_id=run_id, attempt=holder.attempt, last_offset=last_offset)
+            self._spawn(self._tell(link.stub.Notify(request, timeout=EXECUTE_TIMEOUT_S)))
+
+    async def _tell(self, call: grpc.aio.UnaryUnaryCall) -> None:  # type: ignore[type-arg]
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            logger.info("an executor did not take a hint: %s", error.code())
+
+    def _on_room(self, deployment: str) -> None:
+        if deployment in self._queued:
+            self._wanted.set()
+
+    async def _on_death(self, executor_id: str) -> None:
+        try:
+            for lease in await self._runs.held_by(executor_id):
+                reason = f"executor {executor_id} died"
+                await self._runs.lose(lease.namespace, lease.run_id, lease.attempt, "lost", reason=reason)
+        except StoreUnavailable as error:
+            logger.warning("the runs of executor %s are left to their leases: %s", executor_id, error)
+
+    async def _serve(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            for deployment in list(self._queued):
+                try:
+                    await self._claim(deployment)
+                except StoreUnavailable as error:
+                    logger.warning("cannot claim runs: %s", error)
+
+    async def _claim(self, deployment: str) -> None:
+        """Claim in rounds over the partitions, so that priority and fairness are near over all of them."""
+        while bases := list(self._queued.get(deployment, ())):
+            claims = []
+            for base in bases:
+                link = self.fleet.reserve(deployment)
+                if link is None:
+                    break
+                # Out of the line before it is asked: whatever is queued there from now on puts it back.
+                del self._queued[deployment][base]
+                claims.append(self._claim_one(base, deployment, link))
+            if not claims:
+                return
+            await asyncio.gather(*claims)
+        self._queued.pop(deployment, None)
+
+    async def _claim_one(self, base: str, deployment: str, link: Link) -> None:
+        try:
+            taken = await self._runs.claim(base, deployment, holder=link.executor_id, ttl_s=self._lease_ttl_s, limit=1)
+        except BaseException:
+            link.offered -= 1
+            self.note_queued(base, deployment)
+            raise
+        if taken:
+            self.note_queued(base, deployment)  # there may be more
+            self._spawn(self._hand_over(link, taken[0]))
+        else:
+            link.offered -= 1
+
+    async def _hand_over(self, link: Link, taken: Taken) -> None:
+        ttl = Duration()
+        ttl.FromMilliseconds(int(self._lease_ttl_s * 1000))
+        request = ExecuteRequest(
+            run=taken.run,
+            attempt=taken.attempt,
+            log_key=taken.log_key,
+            cause=taken.cause,
+            lease_ttl=ttl,
+            trace_parent=taken.trace_parent,
+        )
+        if taken.run.HasField("deadline"):
+            request.deadline.CopyFrom(taken.run.deadline)
+        try:
+            response = await link.stub.Execute(request, timeout=EXECUTE_TIMEOUT_S)
+            link.executor.running = response.running
+            return
+        except grpc.aio.AioRpcError as error:
+            logger.info("executor %s did not take run %s: %s", link.executor_id, taken.run.run_id, error.code())
+            self.fleet.rest(link)
+        finally:
+            link.offered -= 1
+        try:
+            await self._runs.lose(taken.run.namespace, taken.run.run_id, taken.attempt, "refused")
+        except StoreUnavailable:
+            logger.warning("run %s is left to its lease", taken.run.run_id)
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,170 @@
+"""SchedulerService: translates requests into transitions and their results into responses."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from onward.v1.error_reason_pb2 import ErrorReason
+from onward.v1.executor_service_pb2 import Executor
+from onward.v1.run_pb2 import Run
+from onward.v1.scheduler_service_pb2 import (
+    DeliverSignalRequest,
+    DeliverSignalResponse,
+    ListDeploymentsRequest,
+    ListDeploymentsResponse,
+    ListExecutorsRequest,
+    ListExecutorsResponse,
+    RegisterExecutorRequest,
+    RegisterExecutorResponse,
+    SetTrafficRequest,
+    SetTrafficResponse,
+    StopRunRequest,
+    StopRunResponse,
+    SubmitRunRequest,
+    SubmitRunResponse,
+    WakeRunRequest,
+    WakeRunResponse,
+)
+from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
+from onward_runlog import registry
+from onward_runlog.deployments import Deployments
+from onward_runlog.errors import WrongState
+from onward_runlog.record import TERMINAL
+from onward_runlog.runs import Runs, new_run_id, state_name
+from onward_runlog.store import Store
+from onward_scheduler.dispatching import Dispatcher
+from onward_scheduler.settings import Settings
+from onward_serving.errors import Refused, draining, rpc_errors
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SchedulerServicer(SchedulerServiceServicer):
+    """Answers Gateways, executors and operators."""
+
+    def __init__(
+        self, store: Store, runs: Runs, dispatcher: Dispatcher, deployments: Deployments, settings: Settings
+    ) -> None:
+        self._store = store
+        self._runs = runs
+        self._dispatcher = dispatcher
+        self._deployments = deployments
+        self._settings = settings
+        self.draining = False
+
+    async def SubmitRun(self, request: SubmitRunRequest, context: Context) -> SubmitRunResponse:
+        """See SchedulerService.SubmitRun."""
+        async with rpc_errors(context):
+            self._check_taking()
+            run = await self._run_of(request)
+            run, replayed = await self._dispatcher.submit(run, trace_parent=request.trace_parent)
+            run.ClearField("input")
+            run.ClearField("output")
+            return SubmitRunResponse(run=run, replayed=replayed)
+
+    async def StopRun(self, request: StopRunRequest, context: Context) -> StopRunResponse:
+        """See SchedulerService.StopRun."""
+        async with rpc_errors(context):
+            self._check_taking()
+            run, holder = await self._runs.cancel(request.namespace, request.run_id, request.reason)
+            if run.state not in TERMINAL:
+                self._dispatcher.cancel(run, holder)
+            run.ClearField("input")
+            run.ClearField("output")
+            return StopRunResponse(run=run)
+
+    async def DeliverSignal(self, request: DeliverSignalRequest, context: Context) -> DeliverSignalResponse:
+        """See SchedulerService.DeliverSignal."""
+        async with rpc_errors(context):
+            self._check_taking()
+            offset, replayed, holder = await self._runs.signal(request.namespace, request.signal)
+            if not replayed:
+                self._dispatcher.notify(request.namespace, request.signal.run_id, holder, offset)
+            return DeliverSignalResponse(offset=offset, replayed=replayed)
+
+    async def WakeRun(self, request: WakeRunRequest, context: Context) -> WakeRunResponse:
+        """See SchedulerService.WakeRun. No run parks yet, and a paused one cannot go on without replay."""
+        async with rpc_errors(context):
+            run = await self._runs.get(request.namespace, request.run_id)
+            raise WrongState(run.run_id, state_name(run.state))
+
+    async def RegisterExecutor(self, request: RegisterExecutorRequest, context: Context) -> RegisterExecutorResponse:
+        """See SchedulerService.RegisterExecutor."""
+        async with rpc_errors(context):
+            self._check_taking()
+            ttl_s = self._settings.lease_ttl_s
+            await registry.register(self._store, request.executor, ttl_s=ttl_s)
+            self._dispatcher.fleet.meet(request.executor)
+            ttl = Duration()
+            ttl.FromMilliseconds(int(ttl_s * 1000))
+            return RegisterExecutorResponse(lease_ttl=ttl)
+
+    async def ListExecutors(self, request: ListExecutorsRequest, context: Context) -> ListExecutorsResponse:
+        """See SchedulerService.ListExecutors."""
+        async with rpc_errors(context):
+            return ListExecutorsResponse(
+                executors=[self._as_seen(each) for each in await registry.executors(self._store)]
+            )
+
+    async def SetTraffic(self, request: SetTrafficRequest, context: Context) -> SetTrafficResponse:
+        """Not served yet."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "traffic shares are not served yet")
+
+    async def ListDeployments(self, request: ListDeploymentsRequest, context: Context) -> ListDeploymentsResponse:
+        """Not served yet."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "deployments are not listed yet")
+
+    def _check_taking(self) -> None:
+        if self.draining:
+            raise draining()
+
+    def _as_seen(self, executor: Executor) -> Executor:
+        link = self._dispatcher.fleet.link(executor.executor_id)
+        if link is not None:
+            executor.running = link.executor.running
+            executor.draining = link.executor.draining
+        return executor
+
+    async def _run_of(self, request: SubmitRunRequest) -> Run:
+        start = request.start
+        served = await self._deployments.choose(start.workflow, start.deployment)
+        if served is None and start.deployment:
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND,
+                f"no deployment {start.deployment!r} serves workflow {start.workflow!r}",
+                {"deployment": start.deployment},
+            )
+        if served is None:
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
+                f"no deployment serves workflow {start.workflow!r}: start an executor that does",
+                {"workflow": start.workflow},
+            )
+        run = Run(
+            run_id=start.run_id or new_run_id(request.namespace, start.request_id),
+            namespace=request.namespace,
+            workflow=start.workflow,
+            input=start.input,
+            deployment=served.deployment,
+            labels=start.labels,
+            priority=start.priority,
+            fairness_key=start.fairness_key,
+            request_id=start.request_id,
+            parent_run_id=request.parent_run_id,
+            parent_component_id=request.parent_component_id,
+            detached=request.detached,
+        )
+        begin_s = time.time()
+        if start.HasField("schedule_time"):
+            run.schedule_time.CopyFrom(start.schedule_time)
+            begin_s = max(begin_s, start.schedule_time.ToNanoseconds() / 1e9)
+        timeout = start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout
+        if timeout.ToNanoseconds() > 0:
+            run.deadline.FromNanoseconds(int(begin_s * 1e9) + timeout.ToNanoseconds())
+        return run

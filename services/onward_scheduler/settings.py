@@ -1,0 +1,40 @@
+"""What an operator may change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything else is a constant next to its use."""
+
+    redis_url: str = "redis://127.0.0.1:6379"
+    listen: str = "127.0.0.1:50052"
+    lease_ttl_s: float = 5.0
+    """How long a run waits for an executor that has gone silent before another one takes it."""
+    retention_s: float = 7 * 24 * 3600.0
+    """How long a finished run, its log and its request_id are kept."""
+    cancel_grace_s: float = 10.0
+    """How long user code may clean up after a cancellation."""
+    shutdown_grace_s: float = 10.0
+    """How long calls under way may take after SIGTERM."""
+    allow_unfit_store: bool = False
+    """Serve also from a store that may lose what it acknowledged."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER_LISTEN, ONWARD_LEASE_TTL_S, ONWARD_RETENTION_S,
+        ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE.
+        """
+        return cls(
+            redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
+            listen=env.get("ONWARD_SCHEDULER_LISTEN", cls.listen),
+            lease_ttl_s=float(env.get("ONWARD_LEASE_TTL_S", cls.lease_ttl_s)),
+            retention_s=float(env.get("ONWARD_RETENTION_S", cls.retention_s)),
+            cancel_grace_s=float(env.get("ONWARD_CANCEL_GRACE_S", cls.cancel_grace_s)),
+            shutdown_grace_s=float(env.get("ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s)),
+            allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
+        )

@@ -1,0 +1,86 @@
+"""What nobody asks for: expired leases, passed deadlines, delayed starts, retention, and who is registered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+
+from onward.v1.run_pb2 import Run
+from onward_runlog import registry
+from onward_runlog.errors import StoreUnavailable
+from onward_runlog.runs import Lease, Runs
+from onward_runlog.store import Store
+from onward_scheduler.dispatching import Dispatcher
+
+logger = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+"""Longest time between two sweeps; timers that are due earlier bring the next one forward."""
+
+SWEEP_MIN_S = 0.02
+
+
+class Sweeper:
+    """Sweeps all partitions. Every Scheduler does: what it decides is atomic and idempotent, so two do no harm.
+
+    Args:
+        store: The store.
+        runs: The transitions.
+        dispatcher: Is told what is queued.
+        lease_ttl_s: Time of a lease, in seconds.
+    """
+
+    def __init__(self, store: Store, runs: Runs, dispatcher: Dispatcher, *, lease_ttl_s: float) -> None:
+        self._store = store
+        self._runs = runs
+        self._dispatcher = dispatcher
+        self._lease_ttl_s = lease_ttl_s
+        # A Scheduler that just came, or was without the store, gives executors one lease to renew before it judges.
+        self._judge_from = time.monotonic() + lease_ttl_s
+        self._lost = store.connection.lost
+
+    async def sweep_for_ever(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                pause_s = await self._sweep()
+            except StoreUnavailable:
+                pause_s = SWEEP_S
+            await asyncio.sleep(pause_s)
+
+    async def _sweep(self) -> float:
+        began = time.monotonic()
+        swept = await self._runs.sweep()
+        now = time.monotonic()
+        if self._store.connection.lost != self._lost or now - began > self._lease_ttl_s / 4:
+            self._lost = self._store.connection.lost
+            self._judge_from = now + self._lease_ttl_s
+        pause_s = min(SWEEP_S, self._lease_ttl_s / 4) * random.uniform(0.8, 1.0)
+        for base, partition in swept.items():
+            if now >= self._judge_from:
+                for lease in partition.expired:
+                    await self._expire(lease)
+            for namespace, run_id in partition.passed:
+                await self._expel(namespace, run_id)
+            for deployment in partition.queued:
+                self._dispatcher.note_queued(base, deployment)
+            if partition.next_timer_s is not None:
+                pause_s = min(pause_s, max(SWEEP_MIN_S, partition.next_timer_s))
+        executors = await registry.executors(self._store)
+        for executor in executors:
+            self._dispatcher.fleet.meet(executor)
+        self._dispatcher.fleet.forget_missing({executor.executor_id for executor in executors})
+        return pause_s
+
+    async def _expire(self, lease: Lease) -> None:
+        reason = f"executor {lease.holder} let its lease run out"
+        if await self._runs.lose(lease.namespace, lease.run_id, lease.attempt, "expired", reason=reason):
+            logger.warning("run %s was lost: %s", lease.run_id, reason)
+
+    async def _expel(self, namespace: str, run_id: str) -> None:
+        holder = await self._runs.expel(namespace, run_id)
+        if holder is not None:
+            logger.info("run %s has reached its timeout", run_id)
+            self._dispatcher.cancel(Run(namespace=namespace, run_id=run_id), holder)
