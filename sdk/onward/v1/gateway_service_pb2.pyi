@@ -1133,6 +1133,7 @@ class Workflow(_message.Message):
     INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
     OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is what StartRun takes: 1 to 128 of [A-Za-z0-9_.-]."""
     description: _builtins.str
@@ -1149,6 +1150,10 @@ class Workflow(_message.Message):
     def deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """deployments are the builds that serve it and take runs, newest first."""
 
+    @_builtins.property
+    def run_timeout(self) -> _duration_pb2.Duration:
+        """run_timeout bounds a run that asks for none itself. Unset means no bound."""
+
     def __init__(
         self,
         *,
@@ -1157,10 +1162,11 @@ class Workflow(_message.Message):
         input_schema: _run_pb2.Payload | None = ...,
         output_schema: _run_pb2.Payload | None = ...,
         deployments: _abc.Iterable[_builtins.str] | None = ...,
+        run_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input_schema", b"input_schema", "output_schema", b"output_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_schema", b"input_schema", "output_schema", b"output_schema", "run_timeout", b"run_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "description", b"description", "input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "description", b"description", "input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema", "run_timeout", b"run_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
