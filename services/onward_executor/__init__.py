@@ -1,1 +1,1 @@
-"""The Executor: runs workflows and appends their events to the run log."""
+"""The Executor: runs workflows and appends their events."""

@@ -1,0 +1,24 @@
+"""`python -m onward_executor FILE_OR_MODULE`: an executor with its settings from the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from onward_executor.app import opened
+from onward_executor.settings import Settings
+from onward_serving.process import announce, log_to_stderr, stop_on_signals
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM, SIGINT or a Drain."""
+    stop = asyncio.Event()
+    with stop_on_signals(stop):
+        async with opened(settings, stop) as running:
+            announce(grpc=running.server.address, deployment=running.executor.deployment)
+            await stop.wait()
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    asyncio.run(run(Settings.from_env(sys.argv[1])))

@@ -1,0 +1,112 @@
+"""Opens, wires and closes an executor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from onward.loading import load
+from onward.v1.executor_service_pb2 import DESCRIPTOR, Executor
+from onward.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
+from onward_executor.holding import Holding
+from onward_executor.registration import register_for_ever
+from onward_executor.servicer import ExecutorServicer
+from onward_executor.settings import Settings
+from onward_runlog.registry import unregister
+from onward_runlog.store import open_store
+from onward_runlog.writer import LogWriter
+from onward_serving.server import Serving, serving
+
+SERVICE = DESCRIPTOR.services_by_name["ExecutorService"].full_name
+
+LEASE_TTL_S = 5.0
+"""Until a Scheduler says otherwise."""
+
+END_S = 2.0
+"""What is left to calls under way once every run has ended or was handed over."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """An executor that serves.
+
+    Attributes:
+        server: Where it listens.
+        executor: Who it is.
+        stop: Set when it was asked to drain.
+    """
+
+    server: Serving
+    executor: Executor
+    stop: asyncio.Event
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Running]:
+    """Serve until the block ends; then drain: finish what is held within the grace, hand over the rest, and close.
+
+    Args:
+        stop: Set by this executor when a Scheduler tells it to drain.
+
+    Raises:
+        OSError: The address is taken.
+        StoreUnfit: The store may lose what it acknowledges.
+        onward.loading errors: The user's code cannot be loaded.
+    """
+    served = load(settings.target)
+    grace_s = settings.drain_grace_s
+
+    def drain(wanted_s: float) -> None:
+        nonlocal grace_s
+        grace_s = min(grace_s, wanted_s) if wanted_s > 0 else grace_s
+        stop.set()
+
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
+        writer = await stack.enter_async_context(LogWriter(store).opened())
+        executor = Executor(
+            executor_id=f"{socket.gethostname()}-{secrets.token_hex(4)}",
+            deployment=settings.deployment or served.deployment,
+            workflows=[workflow.to_proto() for workflow in served.workflows.values()],
+            slots=settings.slots,
+        )
+        holding = Holding(store, writer, served.workflows, executor, lease_ttl_s=LEASE_TTL_S)
+        await stack.enter_async_context(holding.heartbeat.beating())
+        servicer = ExecutorServicer(holding, drain)
+
+        def add(server: grpc.aio.Server) -> None:
+            add_ExecutorServiceServicer_to_server(servicer, server)
+
+        server = await stack.enter_async_context(serving(add, settings.listen, services=[SERVICE], grace_s=END_S))
+        executor.address = settings.advertise or server.address
+        known = asyncio.Event()
+
+        def registered(ttl_s: float) -> None:
+            holding.heartbeat.set_ttl(ttl_s)
+            known.set()
+
+        registering = asyncio.create_task(
+            register_for_ever(executor, settings.schedulers, registered=registered), name="registration"
+        )
+        try:
+            stopping = asyncio.create_task(stop.wait())
+            ready = asyncio.create_task(known.wait())
+            await asyncio.wait({stopping, ready}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            ready.cancel()
+            await server.set_ready(True)
+            yield Running(server, executor, stop)
+        finally:
+            await server.set_ready(False)
+            await holding.drain(grace_s)
+            registering.cancel()
+            await asyncio.gather(registering, return_exceptions=True)
+            await holding.stop()
+            with contextlib.suppress(Exception):
+                await unregister(store, executor.executor_id)

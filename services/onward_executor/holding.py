@@ -1,0 +1,237 @@
+"""The runs that this executor holds: taken, cancelled, handed over, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from onward.engine import Attempt
+from onward.v1.error_reason_pb2 import ErrorReason
+from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
+from onward.v1.run_pb2 import RunState
+from onward.workflow import Workflow
+from onward_runlog.errors import StoreUnavailable
+from onward_runlog.leases import Heartbeat, Renewal
+from onward_runlog.runs import Runs
+from onward_runlog.store import Store
+from onward_runlog.writer import LogWriter, RedisAttemptLog
+from onward_serving.errors import Refused, draining
+
+logger = logging.getLogger(__name__)
+
+CANCEL_GRACE_S = 10.0
+"""How long user code may clean up when its cancellation was learned from the log."""
+
+HELD_EVERY_S = 5.0
+"""How often watchers are told every run that is held."""
+
+QUIET_S = 0.01
+"""Changes of load within this time are told once, except the one that makes a full executor free."""
+
+
+@dataclass(eq=False, slots=True)
+class _Held:
+    attempt: Attempt
+    log: RedisAttemptLog
+    number: int
+    namespace: str
+    run_id: str
+    task: asyncio.Task[None] | None = None
+
+
+class Holding:
+    """Everything that this executor holds, and what its watchers are told.
+
+    Args:
+        store: The store.
+        writer: Appends for all of them.
+        heartbeat: Renews their leases.
+        workflows: What is served, by name.
+        executor: Who this is.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        writer: LogWriter,
+        workflows: Mapping[str, Workflow],
+        executor: Executor,
+        *,
+        lease_ttl_s: float,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._workflows = workflows
+        self._executor = executor
+        self._runs = Runs(store)
+        self._held: dict[str, _Held] = {}
+        self._changed = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.draining = False
+        self.heartbeat = Heartbeat(store, executor.executor_id, ttl_s=lease_ttl_s, on_renewal=self._on_renewal)
+
+    def take(self, request: ExecuteRequest) -> int:
+        """Take a run and begin its attempt. A repeat of a taken attempt starts nothing.
+
+        Returns:
+            How many runs are held now.
+
+        Raises:
+            Refused: Full, draining, or the workflow is not served.
+        """
+        run = request.run
+        base, ref = self._store.place(run.namespace, run.run_id)
+        known = self._held.get(ref)
+        if known is not None and known.number >= request.attempt:
+            return len(self._held)
+        if self.draining:
+            raise draining()
+        if run.workflow not in self._workflows:
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
+                f"this executor does not serve workflow {run.workflow!r}",
+                {"workflow": run.workflow},
+            )
+        if known is None and len(self._held) >= self._executor.slots:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ErrorReason.ERROR_REASON_EXECUTOR_FULL,
+                f"all {self._executor.slots} slots are taken",
+            )
+        if known is not None:  # an attempt that was given up elsewhere comes back here
+            known.attempt.abandon()
+        if request.HasField("lease_ttl"):
+            self.heartbeat.set_ttl(request.lease_ttl.ToMilliseconds() / 1000)
+        log = self._writer.log(
+            run.namespace,
+            run.run_id,
+            request.attempt,
+            on_cancelling=lambda: self.cancel(ref, request.attempt, CANCEL_GRACE_S),
+        )
+        attempt = Attempt(
+            self._workflows[run.workflow],
+            run=run,
+            log=log,
+            attempt=request.attempt,
+            cause=request.cause,
+            executor_id=self._executor.executor_id,
+            deployment=self._executor.deployment,
+            digest_key=self._store.digest_key,
+            trace_parent=request.trace_parent,
+        )
+        held = _Held(attempt, log, request.attempt, run.namespace, run.run_id)
+        self._held[ref] = held
+        self._empty.clear()
+        self.heartbeat.add(base, ref, request.attempt)
+        held.task = asyncio.create_task(self._run(ref, held), name=f"run {run.run_id}")
+        self._changed.set()
+        if run.state == RunState.RUN_STATE_CANCELLING:
+            attempt.cancel("", CANCEL_GRACE_S)
+        return len(self._held)
+
+    def cancel(self, ref: str, number: int, grace_s: float) -> None:
+        """Ask the attempt of a run to end as cancelled; its user code has `grace_s` seconds to clean up."""
+        held = self._held.get(ref)
+        if held is not None and held.number == number:
+            held.attempt.cancel("", grace_s)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing more, wait `grace_s` seconds for the runs that are held, and hand the others over."""
+        self.draining = True
+        self._executor.draining = True
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._empty.wait()
+        left = list(self._held.items())
+        if left:
+            logger.info("handing over %d runs", len(left))
+        await asyncio.gather(*(self._hand_over(ref, held) for ref, held in left))
+
+    async def stop(self) -> None:
+        """Abandon whatever is still held."""
+        for held in self._held.values():
+            held.attempt.abandon()
+        await asyncio.gather(*(held.task for held in self._held.values() if held.task), return_exceptions=True)
+
+    async def watch(self) -> AsyncIterator[WatchResponse]:
+        """Yield the load as it changes, for ever; what is held at first and every HELD_EVERY_S seconds."""
+        loop = asyncio.get_running_loop()
+        told_at = float("-inf")
+        was_full = False
+        while True:
+            response = WatchResponse(executor=self._snapshot(whole=told_at == float("-inf")))
+            if loop.time() - told_at >= HELD_EVERY_S:
+                told_at = loop.time()
+                response.held.CopyFrom(self._held_runs())
+            was_full = len(self._held) >= self._executor.slots
+            changed = self._changed
+            yield response
+            if not was_full:
+                await asyncio.sleep(QUIET_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(told_at + HELD_EVERY_S):
+                    await changed.wait()
+            if changed is self._changed and changed.is_set():
+                self._changed = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """How many runs are held."""
+        return len(self._held)
+
+    async def _run(self, ref: str, held: _Held) -> None:
+        try:
+            await held.attempt.run()
+        except Exception:
+            logger.exception("a bug in the engine ended an attempt of run %s; its lease will run out", held.run_id)
+        finally:
+            if self._held.get(ref) is held:
+                del self._held[ref]
+            self.heartbeat.remove(ref, held.number)
+            if not self._held:
+                self._empty.set()
+            self._changed.set()
+
+    async def _hand_over(self, ref: str, held: _Held) -> None:
+        held.attempt.abandon()
+        if held.task is not None:
+            await asyncio.gather(held.task, return_exceptions=True)
+        reason = f"executor {self._executor.executor_id} drained"
+        try:
+            await self._runs.lose(held.namespace, held.run_id, held.number, "handed_over", reason=reason)
+        except StoreUnavailable:
+            logger.warning("run %s could not be handed over and is left to its lease", held.run_id)
+
+    def _on_renewal(self, renewal: Renewal) -> None:
+        held = self._held.get(renewal.lease.ref)
+        if held is None or held.number != renewal.lease.attempt:
+            return
+        if not renewal.held:
+            logger.warning("run %s was taken back: its code is stopped", held.run_id)
+            held.attempt.abandon()
+        elif renewal.state == RunState.RUN_STATE_CANCELLING:
+            held.attempt.cancel("", CANCEL_GRACE_S)
+
+    def _snapshot(self, *, whole: bool) -> Executor:
+        executor = Executor()
+        executor.CopyFrom(self._executor)
+        executor.running = len(self._held)
+        if not whole:
+            executor.ClearField("workflows")
+        return executor
+
+    def _held_runs(self) -> HeldRuns:
+        return HeldRuns(
+            runs=[
+                HeldRun(namespace=held.namespace, run_id=held.run_id, attempt=held.number)
+                for held in self._held.values()
+            ]
+        )
