@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
-
 from onward.loading import load
+
 from onward.v1.executor_service_pb2 import DESCRIPTOR, Executor
 from onward.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
 from onward_executor.holding import Holding
 from onward_executor.registration import register_for_ever
 from onward_executor.servicer import ExecutorServicer
 from onward_executor.settings import Settings
+from onward_runlog.errors import StoreUnavailable
 from onward_runlog.registry import unregister
 from onward_runlog.store import open_store
 from onward_runlog.writer import LogWriter
@@ -52,7 +53,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
     """Serve until the block ends; then drain: finish what is held within the grace, hand over the rest, and close.
 
     Args:
-        stop: Set by this executor when a Scheduler tells it to drain.
+        stop: Set by this executor when it was told to drain and holds nothing any more.
 
     Raises:
         OSError: The address is taken.
@@ -60,13 +61,6 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         onward.loading errors: The user's code cannot be loaded.
     """
     served = load(settings.target)
-    grace_s = settings.drain_grace_s
-
-    def drain(wanted_s: float) -> None:
-        nonlocal grace_s
-        grace_s = min(grace_s, wanted_s) if wanted_s > 0 else grace_s
-        stop.set()
-
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
         writer = await stack.enter_async_context(LogWriter(store).opened())
@@ -78,7 +72,17 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         )
         holding = Holding(store, writer, served.workflows, executor, lease_ttl_s=LEASE_TTL_S)
         await stack.enter_async_context(holding.heartbeat.beating())
-        servicer = ExecutorServicer(holding, drain)
+        grace_s = settings.drain_grace_s
+        drains: set[asyncio.Task[None]] = set()
+
+        async def drain(wanted_s: float) -> None:
+            nonlocal grace_s
+            await retire()
+            await holding.emptied(wanted_s)
+            grace_s = 0.0
+            stop.set()
+
+        servicer = ExecutorServicer(holding, lambda wanted_s: drains.add(asyncio.create_task(drain(wanted_s))))
 
         def add(server: grpc.aio.Server) -> None:
             add_ExecutorServiceServicer_to_server(servicer, server)
@@ -94,6 +98,16 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         registering = asyncio.create_task(
             register_for_ever(executor, settings.schedulers, registered=registered), name="registration"
         )
+
+        async def retire() -> None:
+            """Take nothing new, and be known no longer to whoever looks for an executor."""
+            holding.stop_taking()
+            await server.set_ready(False)
+            registering.cancel()
+            await asyncio.gather(registering, return_exceptions=True)
+            with contextlib.suppress(StoreUnavailable):
+                await unregister(store, executor.executor_id)
+
         try:
             stopping = asyncio.create_task(stop.wait())
             ready = asyncio.create_task(known.wait())
@@ -103,10 +117,8 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             await server.set_ready(True)
             yield Running(server, executor, stop)
         finally:
-            await server.set_ready(False)
-            await holding.drain(grace_s)
-            registering.cancel()
-            await asyncio.gather(registering, return_exceptions=True)
-            await holding.stop()
-            with contextlib.suppress(Exception):
-                await unregister(store, executor.executor_id)
+            for task in drains:
+                task.cancel()
+            await retire()
+            await holding.emptied(grace_s)
+            await holding.hand_over()

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import grpc
+from onward.workflow import Workflow
 
 from onward.engine import Attempt
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
 from onward.v1.run_pb2 import RunState
-from onward.workflow import Workflow
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.leases import Heartbeat, Renewal
 from onward_runlog.runs import Runs
@@ -142,24 +142,24 @@ class Holding:
         if held is not None and held.number == number:
             held.attempt.cancel("", grace_s)
 
-    async def drain(self, grace_s: float) -> None:
-        """Take nothing more, wait `grace_s` seconds for the runs that are held, and hand the others over."""
+    def stop_taking(self) -> None:
+        """Take nothing more, and tell watchers."""
         self.draining = True
         self._executor.draining = True
         self._changed.set()
+
+    async def emptied(self, grace_s: float) -> None:
+        """Wait until no run is held, at most `grace_s` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._empty.wait()
-        left = list(self._held.items())
+
+    async def hand_over(self) -> None:
+        """Stop whatever is still held and have it queued again for another executor."""
+        left = list(self._held.values())
         if left:
             logger.info("handing over %d runs", len(left))
-        await asyncio.gather(*(self._hand_over(ref, held) for ref, held in left))
-
-    async def stop(self) -> None:
-        """Abandon whatever is still held."""
-        for held in self._held.values():
-            held.attempt.abandon()
-        await asyncio.gather(*(held.task for held in self._held.values() if held.task), return_exceptions=True)
+        await asyncio.gather(*(self._hand_over(held) for held in left))
 
     async def watch(self) -> AsyncIterator[WatchResponse]:
         """Yield the load as it changes, for ever; what is held at first and every HELD_EVERY_S seconds."""
@@ -200,7 +200,7 @@ class Holding:
                 self._empty.set()
             self._changed.set()
 
-    async def _hand_over(self, ref: str, held: _Held) -> None:
+    async def _hand_over(self, held: _Held) -> None:
         held.attempt.abandon()
         if held.task is not None:
             await asyncio.gather(held.task, return_exceptions=True)

@@ -480,6 +480,15 @@ local function register(keys, argv)
   return redis.call('HGET', base .. ':deployments', argv[3])
 end
 
+-- promote: deployment → its new place in the order of deployments
+local function promote(keys, argv)
+  local base, now = keys[1], now_ms()
+  for _, seen in ipairs(redis.call('HVALS', base .. ':deployments')) do now = math.max(now, tonumber(seen) + 1) end
+  redis.call('HSET', base .. ':deployments', argv[1], int(now))
+  redis.call('PUBLISH', base .. ':wake', argv[1])
+  return int(now)
+end
+
 -- executors: → the registrations that live, each an Executor message; the dead are dropped
 local function executors(keys)
   local base = keys[1]
@@ -508,5 +517,6 @@ redis.register_function('onward1_blob', blob)
 redis.register_function('onward1_sweep', sweep)
 redis.register_function('onward1_held', held)
 redis.register_function('onward1_register', register)
+redis.register_function('onward1_promote', promote)
 redis.register_function('onward1_executors', executors)
 redis.register_function('onward1_unregister', unregister)

@@ -36,3 +36,8 @@ async def unregister(store: Store, executor_id: str) -> None:
 async def executors(store: Store) -> list[Executor]:
     """Return the executors whose registration lives, without their workflows."""
     return [Executor.FromString(value) for value in await store.call("executors", keys.REGISTRY)]
+
+
+async def promote(store: Store, deployment: str) -> None:
+    """Make a deployment the newest, so that it takes new runs, whenever it was first seen."""
+    await store.call("promote", keys.REGISTRY, deployment)
