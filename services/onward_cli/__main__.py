@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from onward_cli.serve import serve_commands
-
 app = App(name="onward", help="Run long agent workflows and never lose the thread.")
-serve_commands(app)
+for name in ("dev", "gateway", "scheduler", "executor"):
+    app.command(f"onward_cli.{name}:{name}", name=name)  # by path: a command imports only what it needs
 
 
 def main() -> None:

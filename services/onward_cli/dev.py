@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import grpc
+from cyclopts import Parameter
 from google.protobuf.duration_pb2 import Duration
-from onward.loading import source_root
+from grpc import aio
 from onward_gateway.settings import Settings as GatewaySettings
 from rich.console import Console
 from watchfiles import PythonFilter, awatch
@@ -20,7 +21,8 @@ from watchfiles import PythonFilter, awatch
 from onward.v1.executor_service_pb2 import DrainRequest
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from onward_cli.children import Child
-from onward_cli.valkey import embedded_valkey
+from onward_cli.serving import Target, serve
+from onward_cli.valkey import StoreError, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_runlog import registry
 from onward_runlog.store import open_store
@@ -42,6 +44,10 @@ CRASH_PAUSES_S = (0.2, 1.0, 5.0)
 """Pauses before an executor that died is started again; the last one repeats."""
 
 
+class CodeError(Exception):
+    """The user's code does not load."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a developer may change."""
@@ -61,7 +67,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     Raises:
         StoreError: The data directory is in use, or the store does not start.
         OSError: An address is taken.
-        SystemExit: The user's code does not load.
+        CodeError: The user's code does not load.
     """
     console = Console(stderr=True, highlight=False)
     async with contextlib.AsyncExitStack() as stack:
@@ -93,6 +99,24 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         console.print("stopping: runs in flight are handed over and go on when you start again")
 
 
+def dev(
+    target: Target,
+    *,
+    data: Annotated[Path, Parameter(help="Where the embedded store keeps everything.")] = Settings.data,
+    grpc: Annotated[str, Parameter(help="HOST:PORT for gRPC; port 0 picks a free one.")] = Settings.grpc,
+    http: Annotated[str, Parameter(help="HOST:PORT for HTTP; port 0 picks a free one.")] = Settings.http,
+    executors: Annotated[int, Parameter(help="Executor processes.")] = Settings.executors,
+    slots: Annotated[int, Parameter(help="Runs that each executor takes at a time.")] = Settings.slots,
+    reload: Annotated[bool, Parameter(help="Follow changes of the code.")] = Settings.reload,
+) -> None:
+    """Run everything on this machine: an embedded store, all services, and your code, reloaded when it changes.
+
+    Example: onward dev blog_writer.py
+    """
+    settings = Settings(target=target, data=data, grpc=grpc, http=http, executors=executors, slots=slots, reload=reload)
+    serve(lambda stop: run(settings, stop), StoreError, CodeError, log_level="WARNING")
+
+
 class Crew:
     """The executors of the code as it is now, and those that finish runs of the code as it was.
 
@@ -119,7 +143,7 @@ class Crew:
         """Keep executors running until the block ends."""
         try:
             if not await self._replace():
-                sys.exit(1)
+                raise CodeError(f"{self._settings.target} cannot be served; the reason stands above")
             if self._settings.reload:
                 self._spawn(self._follow_code())
             yield self
@@ -182,8 +206,7 @@ class Crew:
                 self._spawn(self._mind(fresh))
 
     async def _follow_code(self) -> None:
-        root = source_root(self._settings.target)
-        async for _ in awatch(root, watch_filter=PythonFilter(), step=50, debounce=300):
+        async for _ in awatch(_source(self._settings.target), watch_filter=PythonFilter(), step=50, debounce=300):
             before = self.deployment
             if not await self._replace():
                 self._console.print("[red]the changed code does not load; the code before goes on[/]")
@@ -202,8 +225,19 @@ async def _retire(child: Child) -> None:
     """Have an executor finish the runs that it holds, take no other, and end."""
     grace = Duration()
     grace.FromSeconds(RELOAD_GRACE_S)
-    async with grpc.aio.insecure_channel(child.addresses["grpc"]) as channel:
+    async with aio.insecure_channel(child.addresses["grpc"]) as channel:
         try:
             await ExecutorServiceStub(channel).Drain(DrainRequest(grace=grace), timeout=RETIRE_TIMEOUT_S)
-        except grpc.aio.AioRpcError:
+        except aio.AioRpcError:
             child.terminate()
+
+
+def _source(target: str) -> Path:
+    """Return the folder whose Python files the user's code is made of."""
+    path = Path(target)
+    if path.exists():
+        return path if path.is_dir() else path.resolve().parent
+    spec = importlib.util.find_spec(target.partition(".")[0])
+    if spec is None or spec.origin is None:
+        return Path.cwd()
+    return Path(spec.origin).parent

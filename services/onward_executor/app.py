@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
-from onward.loading import load
 
+from onward.loading import load
 from onward.v1.executor_service_pb2 import DESCRIPTOR, Executor
 from onward.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
 from onward_executor.holding import Holding
@@ -66,7 +66,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         writer = await stack.enter_async_context(LogWriter(store).opened())
         executor = Executor(
             executor_id=f"{socket.gethostname()}-{secrets.token_hex(4)}",
-            deployment=settings.deployment or served.deployment,
+            deployment=settings.deployment or served.name,
             workflows=[workflow.to_proto() for workflow in served.workflows.values()],
             slots=settings.slots,
         )

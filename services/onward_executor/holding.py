@@ -7,14 +7,15 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
-from onward.workflow import Workflow
 
 from onward.engine import Attempt
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
 from onward.v1.run_pb2 import RunState
+from onward.workflows import Workflow
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.leases import Heartbeat, Renewal
 from onward_runlog.runs import Runs
@@ -59,7 +60,7 @@ class Holding:
         self,
         store: Store,
         writer: LogWriter,
-        workflows: Mapping[str, Workflow],
+        workflows: Mapping[str, Workflow[..., Any, Any]],
         executor: Executor,
         *,
         lease_ttl_s: float,

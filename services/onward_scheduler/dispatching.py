@@ -181,7 +181,10 @@ class Dispatcher:
             return
         except grpc.aio.AioRpcError as error:
             logger.info("executor %s did not take run %s: %s", link.executor_id, taken.run.run_id, error.code())
-            self.fleet.rest(link)
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                link.executor.running = link.executor.slots  # until it says otherwise
+            else:
+                self.fleet.rest(link)
         finally:
             link.offered -= 1
         try:

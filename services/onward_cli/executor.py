@@ -1,0 +1,53 @@
+"""`onward executor`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from onward.loading import LoadError
+from onward_cli.serving import AllowUnfit, Redis, Schedulers, Target, addresses, given, serve
+from onward_executor.app import opened
+from onward_executor.settings import Settings
+from onward_serving.process import announce
+
+
+def executor(
+    target: Target,
+    *,
+    redis: Redis = None,
+    scheduler: Schedulers = None,
+    listen: Annotated[str | None, Parameter(help="HOST:PORT. [env: ONWARD_EXECUTOR_LISTEN]")] = None,
+    advertise: Annotated[str | None, Parameter(help="HOST:PORT at which Schedulers reach it.")] = None,
+    slots: Annotated[int | None, Parameter(help="Runs taken at a time. [env: ONWARD_SLOTS]")] = None,
+    deployment: Annotated[str | None, Parameter(help="Name of this build of your code.")] = None,
+    drain_grace: Annotated[float | None, Parameter(help="Seconds that runs may go on after SIGTERM.")] = None,
+    allow_unfit_store: AllowUnfit = None,
+) -> None:
+    """Run your code. Any number of executors may run.
+
+    Example: onward executor blog_writer.py --redis redis://127.0.0.1:6379 --scheduler 127.0.0.1:50052
+    """
+    settings = dataclasses.replace(
+        Settings.from_env(target),
+        **given(
+            redis_url=redis,
+            schedulers=addresses(scheduler),
+            listen=listen,
+            advertise=advertise,
+            slots=slots,
+            deployment=deployment,
+            drain_grace_s=drain_grace,
+            allow_unfit_store=allow_unfit_store,
+        ),
+    )
+
+    async def run(stop: asyncio.Event) -> None:
+        async with opened(settings, stop) as running:
+            announce(grpc=running.server.address, deployment=running.executor.deployment)
+            await stop.wait()
+
+    serve(run, LoadError)

@@ -1,0 +1,38 @@
+"""`onward scheduler`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from onward_cli.serving import AllowUnfit, Redis, given, serve
+from onward_scheduler.app import opened
+from onward_scheduler.settings import Settings
+from onward_serving.process import announce
+
+
+def scheduler(
+    *,
+    redis: Redis = None,
+    listen: Annotated[str | None, Parameter(help="HOST:PORT. [env: ONWARD_SCHEDULER_LISTEN]")] = None,
+    lease_ttl: Annotated[float | None, Parameter(help="Seconds until a silent executor is replaced.")] = None,
+    allow_unfit_store: AllowUnfit = None,
+) -> None:
+    """Decide which run goes where and when. Any number of Schedulers may run.
+
+    Example: onward scheduler --redis redis://127.0.0.1:6379 --listen 127.0.0.1:50052
+    """
+    settings = dataclasses.replace(
+        Settings.from_env(),
+        **given(redis_url=redis, listen=listen, lease_ttl_s=lease_ttl, allow_unfit_store=allow_unfit_store),
+    )
+
+    async def run(stop: asyncio.Event) -> None:
+        async with opened(settings) as server:
+            announce(grpc=server.address)
+            await stop.wait()
+
+    serve(run)
