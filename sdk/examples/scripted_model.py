@@ -1,0 +1,72 @@
+"""A stand-in for a model, where there is none and in tests: it speaks the OpenAI API, and says that it is a script."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
+
+import httpx2
+from openai import AsyncOpenAI
+
+TEXT = (
+    "No model wrote this: it is a script, sent word by word so that there is something to watch. "
+    "Close the terminal, open another and follow the run again: what was said is in its log, and the rest goes on. "
+    "Set OPENAI_API_KEY and the same workflow writes a real post."
+)
+WORDS_PER_SECOND = 25.0
+"""`ONWARD_EXAMPLE_SPEED` sets another speed; 0 means without delay."""
+
+
+def connect() -> AsyncOpenAI:
+    """Give a client whose requests are answered by the script, without a server in between."""
+    return AsyncOpenAI(
+        base_url="http://script.invalid/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_answer)),
+    )
+
+
+async def _answer(request: httpx2.Request) -> httpx2.Response:
+    question: dict[str, Any] = json.loads(request.content)
+    if question.get("stream"):
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_stream())
+    form = question["response_format"]["json_schema"]["schema"]
+    await asyncio.sleep(20 * _pause_s())
+    message = {"role": "assistant", "content": json.dumps(_filled(form, count(1)))}
+    return httpx2.Response(200, json=_completion({"message": message, "finish_reason": "stop"}))
+
+
+async def _stream() -> AsyncIterator[bytes]:
+    for word in TEXT.split():
+        await asyncio.sleep(_pause_s())
+        yield _line(_completion({"delta": {"content": f"{word} "}, "finish_reason": None}))
+    yield _line(_completion({"delta": {}, "finish_reason": "stop"}))
+    yield b"data: [DONE]\n\n"
+
+
+def _filled(form: dict[str, Any], number: Any, name: str = "answer") -> Any:
+    """Fill a JSON Schema with text that is never twice the same."""
+    match form["type"]:
+        case "object":
+            return {key: _filled(value, number, key) for key, value in form["properties"].items()}
+        case "array":
+            return [_filled(form["items"], number, name) for _ in range(form.get("minItems", 1))]
+        case _:
+            return f"Scripted {name.removesuffix('s')} {next(number)}"
+
+
+def _completion(choice: dict[str, Any]) -> dict[str, Any]:
+    choices = [{"index": 0} | choice]
+    return {"id": "script", "object": "chat.completion", "created": 0, "model": "scripted", "choices": choices}
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(message)}\n\n".encode()
+
+
+def _pause_s() -> float:
+    speed = float(os.environ.get("ONWARD_EXAMPLE_SPEED", WORDS_PER_SECOND))
+    return 1 / speed if speed else 0.0
