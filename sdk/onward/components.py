@@ -1,0 +1,202 @@
+"""Components: plain functions made into steps that are retried, timed, traced and recorded, and can be tested alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
+
+from onward.calls import DEFAULT, Call, Policy, run
+from onward.durations import Duration, seconds
+from onward.instance import CURRENT
+from onward.retry import ATTEMPTS_DEFAULT, BACKOFF_DEFAULT, Errors, RetryPolicy
+from onward.signature import Kind, Signature
+from onward.streams import Stream
+
+NAME_CHARS_MAX = 128
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Text = TypeVar("Text", bound=AsyncIterable[str])
+C_co = TypeVar("C_co", covariant=True)
+"""What a call of a component gives: a coroutine, or a `Stream`."""
+F_co = TypeVar("F_co", covariant=True)
+"""What a call of the function itself gives."""
+
+
+class Fluent:
+    """The ways to say how a component is called. Each returns a new one and leaves the old one as it was."""
+
+    __slots__ = ("policy",)
+
+    policy: Policy
+
+    def _with(self, policy: Policy) -> Self:
+        raise NotImplementedError
+
+    def retry(
+        self,
+        attempts: int = ATTEMPTS_DEFAULT,
+        backoff: Duration | tuple[Duration, Duration] = BACKOFF_DEFAULT,
+        *,
+        total: Duration | None = None,
+        on: Errors = Exception,
+        never: Errors = (),
+    ) -> Self:
+        """Try again when it fails. Without this a component is tried once.
+
+        A failed try is void: what it and the components below it had shown to the user is rolled back.
+
+        Args:
+            attempts: Tries in all, the first included: 1 to 1,000, 4 by default.
+            backoff: How long to wait at most before the second try, and before any: "1s..30s" by default. The bound
+                doubles from the one to the other, and the wait is a random share of it. An error's Retry-After is
+                waited for where it is longer.
+            total: No further try begins when this much time has passed since the first did. Unlimited by default.
+            on: Errors that are worth another try: all by default. The error of a component below counts as the one it
+                began with.
+            never: Errors that are not, even where `on` names them.
+
+        Raises:
+            ValueError: A bound or a duration makes no sense.
+        """
+        return self._with(
+            replace(self.policy, retry=RetryPolicy.of(attempts, backoff, total=total, on=on, never=never))
+        )
+
+    def timeout(self, each: Duration | None) -> Self:
+        """Give every try this much time; None takes a limit away. A try that is out of time fails with TimeoutError.
+
+        A synchronous function cannot be stopped: it goes on in its thread, and what it gives is dropped. Of a stream
+        that is read by `async for` only the time that the component takes counts, not the reader's.
+
+        Raises:
+            ValueError: It is not a duration above 0.
+        """
+        timeout_s = None if each is None else seconds(each)
+        if timeout_s == 0:
+            raise ValueError("a timeout of 0 leaves no time to run")
+        return self._with(replace(self.policy, timeout_s=timeout_s))
+
+    def private(self, hidden: bool = True) -> Self:
+        """Hide input and result from everybody who reads the log."""
+        return self._with(replace(self.policy, private=hidden))
+
+
+class Component(Fluent, Generic[P, C_co, F_co]):
+    """A function as a step. Call it like the function, and await the call, also where the function is synchronous.
+
+    Inside a run the call is recorded and its error arrives as `ComponentError`. Outside it is just the function, with
+    its retries and its timeout, and errors stay as they are.
+
+    Attributes:
+        fn: The function itself.
+        name: What the log and traces call it: the function's name, unless `named` gave it another.
+        policy: How it is called.
+        signature: What it takes and gives.
+    """
+
+    def __init__(
+        self, fn: Callable[P, F_co], policy: Policy = DEFAULT, *, name: str = "", signature: Signature | None = None
+    ) -> None:
+        """Make a component of `fn`; `component` and `workflow` do it with types that fit.
+
+        Raises:
+            TypeError: `fn` cannot be one.
+            ValueError: The name cannot be one.
+        """
+        if isinstance(fn, Component):
+            raise TypeError(f"{fn.name} is a component already")
+        self.fn = fn
+        self.policy = policy
+        self.signature = signature or Signature(fn)
+        self.name: str = name or self.signature.name
+        self.__doc__ = fn.__doc__
+        self._check_name()
+
+    def _check_name(self) -> None:
+        if not 0 < len(self.name) <= NAME_CHARS_MAX or not self.name.isprintable():
+            raise ValueError(f"a component's name is 1 to {NAME_CHARS_MAX} printable characters, not {self.name!r}")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+        signature = self.signature
+        arguments = signature.arguments(args, kwargs)
+        parent = CURRENT.get()
+        streams = signature.kind is Kind.STREAM
+        instance = None if parent is None else parent.child(self.name, streams=streams, key=self.policy.key)
+        call = Call(self.name, signature, self.policy, instance, args, kwargs, arguments)
+        return cast("C_co", Stream[Any, Any](call) if streams else run(call))
+
+    def named(self, name: str) -> Self:
+        """Return the same component under another name.
+
+        Raises:
+            ValueError: The name cannot be one.
+        """
+        if not name:
+            raise ValueError("a name is not empty")
+        return self._with(self.policy, name=name)
+
+    def keyed(self, key: str) -> Self:
+        """Return the same component with a name of its own for its next call, unique among the caller's calls of it.
+
+        A call is recognised after a crash by how often its caller had called the component before. Where that number is
+        up to chance (results taken in the order they arrive, a loop over a set), a key says which call it is.
+        `onward.map` sets keys itself.
+        """
+        if not key:
+            raise ValueError("a key is not empty")
+        return self._with(replace(self.policy, key=key))
+
+    def _with(self, policy: Policy, *, name: str = "") -> Self:
+        return type(self)(self.fn, policy, name=name or self.name, signature=self.signature)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()} {self.name}>"
+
+
+class ComponentDecorator(Fluent):
+    """Makes components: `@component`, or with a policy first, `@component.retry(attempts=4).timeout("2m")`."""
+
+    __slots__ = ()
+
+    def __init__(self, policy: Policy = DEFAULT) -> None:
+        self.policy = policy
+
+    def _with(self, policy: Policy) -> Self:
+        return type(self)(policy)
+
+    # Text comes first: the stream of it gives one text, while a stream of anything else gives a list.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Text]
+    ) -> Component[P, Stream[str, str], Text]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[P, AsyncGenerator[T, Any]]
+    ) -> Component[P, Stream[T, list[T]], AsyncGenerator[T, Any]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, AsyncIterator[T]]) -> Component[P, Stream[T, list[T]], AsyncIterator[T]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, AsyncIterable[T]]) -> Component[P, Stream[T, list[T]], AsyncIterable[T]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, T]]
+    ) -> Component[P, Coroutine[Any, Any, T], Coroutine[Any, Any, T]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Component[P, Coroutine[Any, Any, T], Awaitable[T]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T]) -> Component[P, Coroutine[Any, Any, T], T]: ...
+    def __call__(self, fn: Callable[..., Any]) -> Component[..., Any, Any]:
+        """Make a component of a function.
+
+        Args:
+            fn: `async def`, a plain function (it will run in a thread), or an `async def` with `yield` (it streams).
+
+        Raises:
+            TypeError: It is none of these.
+        """
+        return Component(fn, self.policy)
+
+
+component = ComponentDecorator()

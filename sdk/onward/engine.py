@@ -1,0 +1,320 @@
+"""The engine: one executor's go at a run, from AttemptStarted to the event that closes the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from onward import tracing
+from onward.calls import Call, Failure, tries
+from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
+from onward.instance import Instance
+from onward.journal import Journal, inline, now
+from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError, LogFull
+from onward.signature import InputInvalid, Kind, Unserializable
+from onward.v1.event_pb2 import (
+    ATTEMPT_CAUSE_CANCELLED,
+    ROLLBACK_CAUSE_ATTEMPT_LOST,
+    AttemptCause,
+    AttemptStarted,
+    Event,
+    RunStateChanged,
+)
+from onward.v1.run_pb2 import (
+    RUN_STATE_CANCELLED,
+    RUN_STATE_CANCELLING,
+    RUN_STATE_FAILED,
+    RUN_STATE_PAUSED,
+    RUN_STATE_SUCCEEDED,
+    Payload,
+    Run,
+    RunError,
+    RunState,
+)
+from onward.workflows import Workflow
+
+logger = logging.getLogger(__name__)
+
+STOP_GRACE_S = 5.0
+"""How long user code that nobody waits for any more may clean up before it is left alone."""
+
+OUTPUT_BYTES_MAX = 64 * 1024 * 1024
+"""A run's output is at most this long as JSON."""
+
+_JSON = ("", "application/json")
+_SHOWN = frozenset(("output_delta", "status_updated", "published"))
+
+
+class Attempt:
+    """One go at a run. Make it, `await run()` once, and meanwhile `cancel` or `abandon` it.
+
+    Attributes:
+        state: The state that it brought the run into; None while it runs, and where it was fenced, abandoned or late.
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow[..., Any, Any],
+        *,
+        run: Run,
+        log: AttemptLog,
+        attempt: int,
+        cause: AttemptCause.ValueType,
+        executor_id: str,
+        deployment: str,
+        digest_key: bytes = b"",
+        trace_parent: str = "",
+    ) -> None:
+        """Take the fields of an ExecuteRequest.
+
+        Args:
+            workflow: What to run.
+            run: The run, input included.
+            log: Its log, for this attempt.
+            attempt: The fencing token.
+            cause: Why there is an attempt.
+            executor_id: Who runs it.
+            deployment: The build that runs it.
+            digest_key: Secret of the store that digests of inputs are keyed with; at most 64 bytes of it are used.
+            trace_parent: W3C traceparent of the run's caller; empty when there is none.
+        """
+        self.state: RunState.ValueType | None = None
+        self._workflow = workflow
+        self._run = run
+        self._log = log
+        self._attempt = attempt
+        self._cause = cause
+        self._executor_id = executor_id
+        self._deployment = deployment
+        self._trace_parent = trace_parent
+        self._digest_key = digest_key
+        self._journal: Journal | None = None
+        self._body: asyncio.Task[Any] | None = None
+        self._settled: asyncio.Future[None] | None = None
+        self._cancel_reason: str | None = None
+        self._grace_s = STOP_GRACE_S
+        self._abandoned = False
+        if cause == ATTEMPT_CAUSE_CANCELLED or run.state == RUN_STATE_CANCELLING:
+            self._cancel_reason = ""
+
+    async def run(self) -> None:
+        """Run the workflow and close the log, or stop because the attempt was fenced or abandoned.
+
+        What user code raises ends up in the log. Raised is only what went wrong with the log or here, after which the
+        run is left to the end of its lease, and to another attempt.
+        """
+        tracer = tracing.tracer()
+        journal = self._journal = Journal(self._log, digest_key=self._digest_key, tracer=tracer)
+        journal.on_refusal = self._stop
+        root = Instance(journal, None, "", self._workflow.name, streams=self._workflow.signature.kind is Kind.STREAM)
+        if tracer is not None:
+            root.span = tracing.start_attempt_span(tracer, self._run, self._attempt, self._trace_parent)
+        changed: RunStateChanged | None = None
+        try:
+            try:
+                changed = await self._execute(journal, root)
+            except LogError as error:
+                journal.refuse(error)
+            if isinstance(journal.refusal, LogFull):
+                await self._finish(journal, _paused(journal.refusal))
+            elif changed is not None and not journal.closed:
+                await self._finish(journal, changed)
+        finally:
+            journal.closed = True
+            if self._body is not None:
+                self._body.cancel()  # Only where something broke here: else it is done, or was cancelled long ago.
+            if root.span is not None:
+                error_told = changed.error if changed is not None and changed.HasField("error") else None
+                tracing.end(root.span, error_told, cancelled=self.state != RUN_STATE_SUCCEEDED)
+        if journal.refusal is not None and not isinstance(journal.refusal, LogError):
+            raise journal.refusal
+
+    def cancel(self, reason: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Cancel the run: user code gets CancelledError and cleans up; whatever it returns, the run ends CANCELLED.
+
+        Args:
+            reason: Why, for the log.
+            grace_s: How long user code may clean up before it is left alone, in seconds.
+        """
+        if self._cancel_reason:
+            return
+        self._cancel_reason = reason
+        self._grace_s = grace_s
+        self._stop()
+
+    def abandon(self) -> None:
+        """Stop without another word: the run is no longer this executor's. User code gets CancelledError."""
+        self._abandoned = True
+        if self._journal is not None:
+            self._journal.closed = True
+        self._stop()
+
+    # From the first event to the outcome
+
+    async def _execute(self, journal: Journal, root: Instance) -> RunStateChanged | None:
+        """Run it, and return what the run becomes; None where nothing may be written."""
+        started = AttemptStarted(executor_id=self._executor_id, deployment=self._deployment, cause=self._cause)
+        journal.post(Event(create_time=now(), attempt_started=started))
+        if self._attempt > 1:
+            journal.rollback(await self._shown(), ROLLBACK_CAUSE_ATTEMPT_LOST)
+        try:
+            args, kwargs = self._workflow.signature.load_input(await self._input())
+        except InputInvalid as error:
+            return _failed(RunError(reason="INPUT_INVALID", message=str(error), type="onward.InvalidInput"))
+        if journal.closed:
+            return None
+        if self._cancel_reason is not None:
+            return self._cancelled()
+        call = Call(
+            self._workflow.name, self._workflow.signature, self._workflow.policy, root, tuple(args), kwargs, kwargs
+        )
+        body = self._body = journal.body = asyncio.create_task(_body(call, root), name=f"run {self._run.run_id}")
+        await self._settle(body)
+        await self._stop_leaked(journal)
+        if not body.done():
+            logger.warning(
+                "run %s: the workflow did not end within its grace and was left behind",
+                self._run.run_id,
+                extra=self._extra(),
+            )
+        if journal.closed:
+            return None
+        if self._cancel_reason is not None:
+            return self._cancelled()
+        return await self._outcome(call, body)
+
+    async def _shown(self) -> dict[str, None]:
+        """Return the instances that earlier attempts had shown something of which is not void yet."""
+        first: dict[str, int] = {}
+        async for event in self._log.read():
+            kind = event.WhichOneof("kind")
+            if kind in _SHOWN:
+                first.setdefault(event.component_id, event.offset)
+            elif kind == "rollback":
+                for component_id in event.rollback.component_ids:
+                    if first.get(component_id, 0) > event.rollback.after_offset:
+                        del first[component_id]
+        return dict.fromkeys(first)
+
+    async def _input(self) -> bytes:
+        payload = self._run.input
+        if payload.media_type not in _JSON:
+            raise InputInvalid([f"the input is {payload.media_type}, not JSON"])
+        match payload.WhichOneof("value"):
+            case "data":
+                return payload.data
+            case "blob_uri":
+                try:
+                    return await self._log.get_blob(payload.blob_uri)
+                except KeyError:
+                    raise InputInvalid([f"the input {payload.blob_uri} is gone"]) from None
+        return b"{}"
+
+    async def _settle(self, body: asyncio.Task[Any]) -> None:
+        """Wait for the body, and after it was cancelled no longer than its grace."""
+        self._settled = asyncio.get_running_loop().create_future()
+        body.add_done_callback(self._set_settled)
+        try:
+            await self._settled
+        except asyncio.CancelledError:
+            # Whoever awaits the attempt gives it up: the executor is being torn down.
+            self.abandon()
+            await asyncio.wait((body,), timeout=STOP_GRACE_S)
+            raise
+
+    def _set_settled(self, _: object = None) -> None:
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
+    def _stop(self) -> None:
+        """Cancel the body, now or as soon as there is one, and wait for it no longer than the grace."""
+        body = self._body
+        if body is None or body.done():
+            return
+        # Where the body itself ran into a refusal, CancelledError is on its way up: a second one would hit its cleanup.
+        if asyncio.current_task() is not body:
+            body.cancel(self._cancel_reason or None)
+        asyncio.get_running_loop().call_later(self._grace_s, self._set_settled)
+
+    async def _stop_leaked(self, journal: Journal) -> None:
+        """Cancel the tasks that user code started and did not wait for."""
+        leaked = [task for task in journal.tasks if not task.done()]
+        if not leaked:
+            return
+        if not journal.closed and self._cancel_reason is None:
+            logger.warning(
+                "run %s: %d tasks outlived the workflow and were cancelled: %s",
+                self._run.run_id,
+                len(leaked),
+                ", ".join(sorted(task.get_name() for task in leaked)),
+                extra=self._extra(),
+            )
+        for task in leaked:
+            task.cancel()
+        await asyncio.wait(leaked, timeout=STOP_GRACE_S)
+
+    async def _outcome(self, call: Call, body: asyncio.Task[Any]) -> RunStateChanged:
+        """Return what an undisturbed body brings the run into."""
+        if body.cancelled():
+            # Nobody asked for it: user code cancelled itself, or something that it awaited.
+            return _failed(
+                RunError(
+                    reason=WORKFLOW_FAILED, message="the workflow was cancelled by its own code", type="CancelledError"
+                )
+            )
+        error = body.exception()
+        if error is not None:
+            if not isinstance(error, Failure):
+                raise error
+            return _failed(workflow_error(error, call.error_reason(error, WORKFLOW_FAILED)))
+        try:
+            data = call.signature.dump_output(body.result())
+        except Unserializable as unserializable:
+            return _failed(run_error(unserializable, "OUTPUT_INVALID"))
+        if len(data) > OUTPUT_BYTES_MAX:
+            message = f"the output has {len(data)} bytes; a run's output has at most {OUTPUT_BYTES_MAX}"
+            return _failed(RunError(reason="OUTPUT_INVALID", message=message))
+        if len(data) <= INLINE_BYTES_MAX:
+            output = inline(data)
+        else:
+            output = Payload(blob_uri=await self._log.put_blob(data), size=len(data))
+        return RunStateChanged(state=RUN_STATE_SUCCEEDED, output=output)
+
+    def _cancelled(self) -> RunStateChanged:
+        return RunStateChanged(state=RUN_STATE_CANCELLED, reason=self._cancel_reason or "")
+
+    async def _finish(self, journal: Journal, changed: RunStateChanged) -> None:
+        journal.closed = True
+        try:
+            try:
+                await self._log.finish(Event(create_time=now(), run_state_changed=changed))
+            except LogFull as full:
+                changed = _paused(full)
+                await self._log.finish(Event(create_time=now(), run_state_changed=changed))
+        except LogError:
+            return  # Somebody else ended the run, or has it now.
+        self.state = changed.state
+        if changed.state != RUN_STATE_PAUSED:
+            error = changed.error if changed.HasField("error") else None
+            tracing.emit_run_span(self._run, changed.state, trace_parent=self._trace_parent, error=error)
+
+    def _extra(self) -> dict[str, Any]:
+        return {"namespace": self._run.namespace, "run_id": self._run.run_id, "attempt": self._attempt}
+
+
+async def _body(call: Call, root: Instance) -> Any:
+    try:
+        return await tries(call, root)
+    except SystemExit as error:
+        # The event loop would take it for its own.
+        raise RuntimeError(f"the workflow called sys.exit({error.code!r})") from error
+
+
+def _failed(error: RunError) -> RunStateChanged:
+    return RunStateChanged(state=RUN_STATE_FAILED, error=error)
+
+
+def _paused(full: LogFull) -> RunStateChanged:
+    error = RunError(reason="LOG_LIMIT", message=f"the run was stopped: {full}")
+    return RunStateChanged(state=RUN_STATE_PAUSED, error=error)

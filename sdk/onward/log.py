@@ -1,0 +1,109 @@
+"""The seam between the engine and the run log: what one attempt may do to the log of its run.
+
+Implemented on Redis by `onward_runlog` and in memory by `onward.memory`; both pass one test suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from onward.v1.event_pb2 import Event
+
+EVENT_BYTES_MAX = 1024 * 1024
+"""One event is at most this long, serialized."""
+
+UNSENT_EVENTS_MAX = 1_000
+UNSENT_BYTES_MAX = 1024 * 1024
+"""What user code may be ahead of the store before `AttemptLog.room` makes it wait."""
+
+INLINE_BYTES_MAX = 256 * 1024
+"""A value over this size is kept beside the log, and its Payload carries a blob_uri."""
+
+
+class LogError(Exception):
+    """The log refused an attempt's write. The attempt is over: nothing it writes later can succeed."""
+
+
+class AttemptFenced(LogError):
+    """Another attempt took the run, or nobody holds it: user code has to stop and nothing more may be written."""
+
+
+class LogClosed(LogError):
+    """The run reached its end by other means (cancelled, timed out): no event will ever follow."""
+
+
+class LogFull(LogError):
+    """The log is at its limit of events or bytes. Only a `finish` into PAUSED is taken."""
+
+
+class EventTooLarge(ValueError):
+    """One event is over `EVENT_BYTES_MAX`. Raised to the writer of that event; the attempt goes on.
+
+    Attributes:
+        size: Length of the serialized event in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"an event of {size} bytes is over the limit of {EVENT_BYTES_MAX}")
+        self.size = size
+
+
+class AttemptLog(Protocol):
+    """A run's log as the attempt that holds the run sees it. Events are committed in the order of the calls.
+
+    `offset` and `attempt` of an Event are set by the log. Not thread-safe: one event loop uses it.
+    """
+
+    def post(self, event: Event) -> None:
+        """Hand over an event without waiting for it. A refusal surfaces in the next call that waits.
+
+        Raises:
+            EventTooLarge: The event was not taken.
+        """
+
+    async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
+        """Commit `events` after everything posted before, and return the newest offset once they are durable.
+
+        Args:
+            events: May be empty: then it waits for what was posted.
+            memo: Values for a later attempt, by component_id, written in the same atomic step. Readers never see them.
+
+        Raises:
+            LogError: The attempt is over.
+            EventTooLarge: None of `events` was taken.
+        """
+
+    async def room(self) -> None:
+        """Return at once while less than UNSENT_EVENTS_MAX and UNSENT_BYTES_MAX are unsent, else when there is room.
+
+        Raises:
+            LogError: The attempt is over.
+        """
+
+    async def finish(self, event: Event) -> None:
+        """Commit a RunStateChanged into a terminal state or PAUSED: state, output or error, event, lease at once.
+
+        Raises:
+            LogError: The attempt is over.
+        """
+
+    def read(self, *, after: int = 0) -> AsyncIterator[Event]:
+        """Yield the events committed so far with an offset above `after`, in order, and end."""
+
+    async def read_memo(self) -> Mapping[str, bytes]:
+        """Return everything that earlier appends of the run put into its memo."""
+
+    async def put_blob(self, data: bytes) -> str:
+        """Keep `data` beside the log and return its blob_uri.
+
+        Raises:
+            LogError: The attempt is over.
+        """
+
+    async def get_blob(self, blob_uri: str) -> bytes:
+        """Return a value kept by `put_blob` of any attempt of this run.
+
+        Raises:
+            KeyError: The run has no such blob.
+        """

@@ -1,0 +1,222 @@
+"""A run and its log in memory, for tests: the same promises as the real one, for as long as the process lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+
+from onward.log import (
+    EVENT_BYTES_MAX,
+    UNSENT_BYTES_MAX,
+    UNSENT_EVENTS_MAX,
+    AttemptFenced,
+    EventTooLarge,
+    LogClosed,
+    LogError,
+    LogFull,
+)
+from onward.v1.event_pb2 import Event, RunStateChanged
+from onward.v1.run_pb2 import (
+    RUN_STATE_CANCELLED,
+    RUN_STATE_FAILED,
+    RUN_STATE_PAUSED,
+    RUN_STATE_QUEUED,
+    RUN_STATE_RUNNING,
+    RUN_STATE_SUCCEEDED,
+    RunState,
+)
+
+EVENTS_MAX = 1_000_000
+BYTES_MAX = 256 * 1024 * 1024
+
+TERMINAL = frozenset((RUN_STATE_SUCCEEDED, RUN_STATE_FAILED, RUN_STATE_CANCELLED))
+
+
+class MemoryRun:
+    """One run: its events, its state, and the attempt that may write. Begins with the event that says QUEUED.
+
+    Attributes:
+        state: Where it is in its life.
+        attempt: The attempt in force; 0 before the first.
+        memo: What appends put there, by component_id.
+        blobs: Values kept beside the log, by blob_uri.
+    """
+
+    def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
+        self.state: RunState.ValueType = RUN_STATE_QUEUED
+        self.attempt = 0
+        self.memo: dict[str, bytes] = {}
+        self.blobs: dict[str, bytes] = {}
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._log: list[bytes] = []
+        self._bytes = 0
+        self.online = asyncio.Event()
+        self.online.set()
+        self.held = False
+        self.write(Event(run_state_changed=RunStateChanged(state=RUN_STATE_QUEUED)).SerializeToString(), attempt=0)
+
+    @property
+    def events(self) -> list[Event]:
+        """The log, oldest first."""
+        return [Event.FromString(data) for data in self._log]
+
+    @property
+    def last_offset(self) -> int:
+        """The newest offset."""
+        return len(self._log)
+
+    def begin(self, *, dies_after: int = 0) -> MemoryLog:
+        """Hand the run to a new attempt and return its log. Every earlier attempt is fenced.
+
+        Args:
+            dies_after: The offset after which nothing of this attempt arrives any more, as if its executor had died; 0
+                is never.
+
+        Raises:
+            LogClosed: The run has ended.
+        """
+        if self.state in TERMINAL:
+            raise LogClosed("the run has ended")
+        self.attempt += 1
+        self.state = RUN_STATE_RUNNING
+        self.held = True
+        return MemoryLog(self, self.attempt, dies_after)
+
+    def lose(self) -> None:
+        """Take the run from whoever holds it, as the end of a lease does."""
+        self.held = False
+
+    def close(self, state: RunState.ValueType = RUN_STATE_CANCELLED, reason: str = "") -> None:
+        """End the run from outside, as CancelRun and a run timeout do."""
+        changed = RunStateChanged(state=state, reason=reason)
+        self.write(Event(run_state_changed=changed).SerializeToString(), attempt=0)
+        self.state = state
+        self.held = False
+
+    @contextmanager
+    def offline(self) -> Iterator[None]:
+        """Let nothing arrive while the block runs, as if the store were away."""
+        self.online.clear()
+        try:
+            yield
+        finally:
+            self.online.set()
+
+    # For MemoryLog
+
+    def refusal(self, attempt: int) -> LogError | None:
+        if self.state in TERMINAL:
+            return LogClosed("the run has ended")
+        if not self.held or attempt != self.attempt:
+            return AttemptFenced(f"attempt {attempt} no longer holds the run")
+        return None
+
+    def full(self, size: int) -> bool:
+        return len(self._log) >= self._events_max or self._bytes + size > self._bytes_max
+
+    def write(self, data: bytes, *, attempt: int) -> None:
+        # The last value of a field wins, so what the writer set does not count.
+        data += Event(offset=len(self._log) + 1, attempt=attempt).SerializeToString()
+        if attempt == 0:
+            data += b"\x18\x00"
+        self._log.append(data)
+        self._bytes += len(data)
+
+
+class MemoryLog:
+    """`onward.log.AttemptLog` on a `MemoryRun`."""
+
+    def __init__(self, run: MemoryRun, attempt: int, dies_after: int = 0) -> None:
+        self.run = run
+        self.attempt = attempt
+        self._dies_after = dies_after
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._refusal: LogError | None = None
+
+    def post(self, event: Event) -> None:
+        self._queue(_serialized(event))
+        if self.run.online.is_set():
+            self._send()
+
+    async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
+        for data in [_serialized(event) for event in events]:
+            self._queue(data)
+        await self.run.online.wait()
+        self._send()
+        self._raise()
+        self.run.memo.update(memo or {})
+        return self.run.last_offset
+
+    async def room(self) -> None:
+        if len(self._unsent) >= UNSENT_EVENTS_MAX or self._unsent_bytes >= UNSENT_BYTES_MAX:
+            await self.run.online.wait()
+            self._send()
+        self._raise()
+
+    async def finish(self, event: Event) -> None:
+        state = event.run_state_changed.state
+        if state not in TERMINAL and state != RUN_STATE_PAUSED:
+            raise ValueError(f"a run does not finish into {RunState.Name(state)}")
+        data = _serialized(event)
+        await self.run.online.wait()
+        self._send()
+        if not (state == RUN_STATE_PAUSED and isinstance(self._refusal, LogFull)):
+            self._raise()
+            if state != RUN_STATE_PAUSED and self.run.full(len(data)):
+                raise LogFull("the log is at its limit")
+        self.run.write(data, attempt=self.attempt)
+        self.run.state = state
+        self.run.held = False
+
+    async def read(self, *, after: int = 0) -> AsyncIterator[Event]:
+        await self.run.online.wait()
+        for event in self.run.events[after:]:
+            yield event
+
+    async def read_memo(self) -> Mapping[str, bytes]:
+        return dict(self.run.memo)
+
+    async def put_blob(self, data: bytes) -> str:
+        await self.run.online.wait()
+        self._raise()
+        uri = f"{self.attempt}-{blake2b(data, digest_size=8).hexdigest()}-{len(self.run.blobs)}"
+        self.run.blobs[uri] = data
+        return uri
+
+    async def get_blob(self, blob_uri: str) -> bytes:
+        return self.run.blobs[blob_uri]
+
+    def _queue(self, data: bytes) -> None:
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+
+    def _send(self) -> None:
+        run = self.run
+        while self._unsent and self._refusal is None:
+            self._refusal = run.refusal(self.attempt)
+            if self._refusal is None and run.full(len(self._unsent[0])):
+                self._refusal = LogFull("the log is at its limit")
+            if self._refusal is None:
+                run.write(self._unsent.popleft(), attempt=self.attempt)
+                if run.last_offset == self._dies_after:
+                    run.lose()
+        if self._refusal is not None:
+            self._unsent.clear()
+        self._unsent_bytes = sum(map(len, self._unsent))
+
+    def _raise(self) -> None:
+        refusal = self._refusal or self.run.refusal(self.attempt)
+        if refusal is not None:
+            raise refusal
+
+
+def _serialized(event: Event) -> bytes:
+    data = event.SerializeToString()
+    if len(data) > EVENT_BYTES_MAX:
+        raise EventTooLarge(len(data))
+    return data

@@ -1,0 +1,114 @@
+"""When a failed try is followed by another, and after how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from random import uniform
+
+from onward.durations import Duration, seconds
+from onward.errors import ComponentError
+
+ATTEMPTS_DEFAULT = 4
+ATTEMPTS_MAX = 1_000
+BACKOFF_DEFAULT = "1s..30s"
+
+Errors = type[Exception] | tuple[type[Exception], ...]
+
+sleep: ContextVar[Callable[[float], Awaitable[None]]] = ContextVar("onward_sleep", default=asyncio.sleep)
+"""How to wait between tries. Tests put something quicker here."""
+
+
+class TryTimeout(TimeoutError):
+    """A try took longer than its component allows."""
+
+
+class NotRetryable(TypeError):
+    """A mistake in the calling code, which no further try can heal."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a component is tried. The default is once.
+
+    Attributes:
+        attempts: Tries in all, 1 to 1,000.
+        backoff_s: Shortest and longest upper bound of the wait between tries, in seconds. The bound doubles from the
+            one to the other; the wait is a random share of it ("full jitter"), so that those who failed together do not
+            return together.
+        total_s: No further try begins once this much time has passed since the first did. None is no such limit.
+        on: Errors that are worth another try.
+        never: Errors that are not, even where `on` names them.
+    """
+
+    attempts: int = 1
+    backoff_s: tuple[float, float] = (0.0, 0.0)
+    total_s: float | None = None
+    on: Errors = Exception
+    never: Errors = ()
+
+    @classmethod
+    def of(
+        cls,
+        attempts: int = ATTEMPTS_DEFAULT,
+        backoff: Duration | tuple[Duration, Duration] = BACKOFF_DEFAULT,
+        *,
+        total: Duration | None = None,
+        on: Errors = Exception,
+        never: Errors = (),
+    ) -> RetryPolicy:
+        """Return the policy as `Component.retry` takes it.
+
+        Raises:
+            ValueError: A bound or a duration makes no sense.
+        """
+        if type(attempts) is not int or not 1 <= attempts <= ATTEMPTS_MAX:
+            raise ValueError(f"attempts counts every try, the first included: 1 to {ATTEMPTS_MAX}, not {attempts!r}")
+        if isinstance(backoff, str) and ".." in backoff:
+            low, _, high = backoff.partition("..")
+            backoff = (low, high)
+        first, last = backoff if isinstance(backoff, tuple) else (backoff, backoff)
+        backoff_s = (seconds(first), seconds(last))
+        if backoff_s[0] > backoff_s[1]:
+            raise ValueError(f"backoff {backoff!r} ends below where it begins")
+        return cls(attempts, backoff_s, None if total is None else seconds(total), on, never)
+
+    def covers(self, error: BaseException) -> bool:
+        """Tell whether `error` is of a kind that is tried again, where tries are left."""
+        if self.attempts == 1 or not isinstance(error, Exception) or isinstance(error, NotRetryable):
+            return False
+        # What a component below raised arrives wrapped: a policy names the error that the user's code raised.
+        cause: BaseException | None = error
+        while isinstance(cause, ComponentError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        kinds = (error, cause)
+        return any(isinstance(one, self.on) for one in kinds) and not any(isinstance(one, self.never) for one in kinds)
+
+    def delay_s(self, try_number: int, error: BaseException, elapsed_s: float) -> float | None:
+        """Return how long to wait before the try after `try_number` (from 1), or None where none follows."""
+        if try_number >= self.attempts or not self.covers(error):
+            return None
+        first, last = self.backoff_s
+        # 2 ** 64 is beyond any cap, and a float.
+        delay = uniform(0, min(last, first * 2 ** min(try_number - 1, 64)))
+        delay = max(delay, retry_after_s(error))
+        if self.total_s is not None and elapsed_s + delay >= self.total_s:
+            return None
+        return delay
+
+
+ONCE = RetryPolicy()
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Return how many seconds `error` itself asks to wait, by attribute or by header of its HTTP response; else 0."""
+    asked = getattr(error, "retry_after_s", None)
+    if asked is None:
+        headers = getattr(getattr(error, "response", None), "headers", None)
+        asked = headers.get("retry-after") if headers is not None and hasattr(headers, "get") else None
+    try:
+        return seconds(float(asked)) if asked is not None else 0.0
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,299 @@
+"""What a call of a streaming component gives: awaited it is the whole, read by `async for` it is item after item."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from pydantic_core import to_json
+
+from onward.calls import (
+    Call,
+    Failure,
+    Items,
+    Seen,
+    begin,
+    close_flows,
+    close_generator,
+    deltas,
+    fail,
+    record_retry,
+    run,
+    try_timeout,
+)
+from onward.instance import Instance, Scope, leave
+from onward.retry import sleep
+from onward.signature import Unserializable
+from onward.text import well_formed
+
+logger = logging.getLogger(__name__)
+
+I_co = TypeVar("I_co", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Stream(Coroutine[Any, Any, R_co], AsyncIterator[I_co], Generic[I_co, R_co]):
+    """One call of a streaming component: `await` it for the whole, or read it once by `async for`.
+
+    Leaving the loop early ends the component, as leaving a function does. It is a coroutine too, so that
+    `asyncio.create_task` and `asyncio.gather` take it.
+    """
+
+    __slots__ = ("__weakref__", "_call", "_coroutine", "_flow")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._coroutine: Coroutine[Any, Any, R_co] | None = None
+        self._flow: Flow | None = None
+
+    # Awaited
+
+    def _whole(self) -> Coroutine[Any, Any, R_co]:
+        if self._coroutine is None:
+            if self._flow is not None:
+                raise RuntimeError(f"{self._call.name} is being read by `async for` already")
+            self._coroutine = run(self._call)
+        return self._coroutine
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        return self._whole().__await__()
+
+    def send(self, value: Any, /) -> Any:
+        return self._whole().send(value)
+
+    def throw(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+        /,
+    ) -> Any:
+        error = typ if isinstance(typ, BaseException) else val if isinstance(val, BaseException) else typ()
+        return self._whole().throw(error if tb is None else error.with_traceback(tb))
+
+    def close(self) -> None:
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    # Read
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> I_co:
+        flow = self._flow
+        if flow is None:
+            if self._coroutine is not None:
+                raise RuntimeError(f"{self._call.name} was awaited already")
+            flow = self._flow = Flow(self._call)
+        item: I_co = await flow.step()
+        return item
+
+    async def aclose(self) -> None:
+        """End the component where it is. Its result counts as cancelled, unless it was read to the end."""
+        if self._flow is not None:
+            await self._flow.close()
+
+    def __del__(self) -> None:
+        # The loop that read it was left: what the component holds (a connection, a model's answer) is let go now.
+        flow = getattr(self, "_flow", None)
+        if flow is not None and not flow.ended:
+            flow.close_soon()
+
+
+class Flow:
+    """The reading of a stream piece by piece. Outlives its `Stream`, so that it can be ended after that is gone.
+
+    Attributes:
+        ended: No item will follow.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.ended = False
+        self._loop = asyncio.get_running_loop()
+        self._closing: asyncio.Task[None] | None = None
+        self._generator: AsyncIterator[Any] | None = None
+        self._this: Instance | None = None
+        """The try that runs."""
+        self._scope: Scope = {}
+        self._number = 0
+        self._began = 0.0
+        self._left_s = 0.0
+        self._reached = False
+        """An item reached the caller: from here on the caller's code decides what a retry means."""
+        self._items = Items(call.signature)
+        self._seen = Seen()
+
+    async def step(self) -> Any:
+        """Return the next item, once it is in the log.
+
+        Raises:
+            StopAsyncIteration: There is none.
+            ComponentError: The component failed, inside a run.
+            CancelledError: The reader was cancelled, or the attempt is over.
+        """
+        if self.ended:
+            raise StopAsyncIteration
+        try:
+            if self._generator is None:
+                await self._begin()
+            while True:
+                try:
+                    item = await self._next()
+                    await self._show(item)
+                except StopAsyncIteration:
+                    break
+                except Failure as error:
+                    await self._failed(error)
+                    continue
+                self._reached = True
+                return item
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+        await self._succeeded()
+        raise StopAsyncIteration
+
+    async def _begin(self) -> None:
+        instance = self.call.instance
+        if instance is not None:
+            await begin(self.call, instance)
+            assert instance.parent is not None
+            if instance.parent.flows is None:
+                instance.parent.flows = set()
+            instance.parent.flows.add(self)
+        self._began = time.monotonic()
+        self._open()
+
+    def _open(self) -> None:
+        """Begin the next try."""
+        self._number += 1
+        self._left_s = self.call.policy.timeout_s or 0.0
+        if self.call.instance is not None:
+            self._this, self._scope = self.call.instance.new_try()
+        self._items = Items(self.call.signature)
+        self._generator = self.call.signature.fn(*self.call.args, **self.call.kwargs)
+
+    async def _next(self) -> Any:
+        assert self._generator is not None
+        this = self._this
+        # Only while the generator runs is its instance the current one: between two items its reader's is.
+        token = this.enter() if this is not None else None
+        try:
+            timeout_s = self.call.policy.timeout_s
+            if timeout_s is None:
+                return await anext(self._generator)
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self._left_s) as limit:
+                    return await anext(self._generator)
+            except TimeoutError:
+                if limit.expired():
+                    raise try_timeout(timeout_s) from None
+                raise
+            finally:
+                # The time that the reader takes between two items is not the component's.
+                self._left_s -= time.monotonic() - began
+        finally:
+            if token is not None:
+                leave(token)
+
+    async def _show(self, item: Any) -> None:
+        self._items.check(item)
+        this = self._this
+        if this is None:
+            return
+        if this.voice:
+            await this.journal.append(*await deltas(self.call, this, self._items, item))
+        if not self.call.policy.private:
+            is_text = self._items.is_text is True
+            try:
+                data = to_json(well_formed(item)) if is_text else self.call.signature.dump_item(item)
+            except Unserializable:
+                data = b"null"
+            self._seen.add(data, is_text=is_text)
+
+    async def _failed(self, error: BaseException) -> None:
+        """Begin another try where the policy allows one, else end with the error."""
+        policy = self.call.policy.retry
+        delay_s = None
+        if not self._reached:
+            delay_s = policy.delay_s(self._number, error, time.monotonic() - self._began)
+        await self._stop_try()
+        instance = self.call.instance
+        if delay_s is None:
+            self._end()
+            if instance is None:
+                raise error
+            await fail(self.call, instance, error)
+        if instance is not None:
+            record_retry(instance, self._scope, self._number, error, delay_s)
+        await sleep.get()(delay_s)
+        self._open()
+
+    async def _succeeded(self) -> None:
+        await self._stop_try()
+        self._end()
+        instance = self.call.instance
+        if instance is not None:
+            private = self.call.policy.private
+            output = None if private else self._seen.payload(is_text=self._items.is_text is not False)
+            await instance.journal.finished(instance, output)
+
+    async def _stop_try(self) -> None:
+        """Let the generator clean up; it may have been left between two items."""
+        this, generator = self._this, self._generator
+        if generator is None:
+            return
+        token = this.enter() if this is not None else None
+        try:
+            await close_generator(generator)
+        finally:
+            if this is not None and token is not None:
+                if this.flows:
+                    await close_flows(this)
+                this.ended = True
+                leave(token)
+
+    def _end(self) -> None:
+        self.ended = True
+        instance = self.call.instance
+        if instance is not None and instance.parent is not None and instance.parent.flows:
+            instance.parent.flows.discard(self)
+
+    async def close(self) -> None:
+        """End it where it is: cancelled, unless it has ended."""
+        if self._closing is not None and self._closing is not asyncio.current_task():
+            await self._closing
+        if self.ended:
+            return
+        self.ended = True
+        try:
+            await self._stop_try()
+        finally:
+            self._end()
+            instance = self.call.instance
+            if instance is not None and self._generator is not None:
+                instance.journal.cancelled(instance)
+
+    def close_soon(self) -> None:
+        """`close`, from where nothing can be awaited. Whoever called the component waits for it before it ends."""
+        try:
+            self._loop.call_soon_threadsafe(self._start_closing)
+        except RuntimeError:
+            pass  # The loop is gone, and everything with it.
+
+    def _start_closing(self) -> None:
+        if not self.ended and self._closing is None:
+            self._closing = self._loop.create_task(self._close_alone())
+
+    async def _close_alone(self) -> None:
+        try:
+            await self.close()
+        except Failure:
+            logger.warning("%s failed to clean up", self.call.name, exc_info=True)

@@ -1,0 +1,137 @@
+"""Runs, attempts and components as OpenTelemetry spans. Without a tracer provider none of it costs anything.
+
+    caller's span → run → attempt → component → component …
+
+A run's span lasts from acceptance to its end, across processes, and nobody holds it open: its ids are made from the
+run itself, so that every attempt can name it as parent, and whoever closes the log emits it once. `onward.telemetry` sets up
+the provider.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from onward.v1.run_pb2 import RUN_STATE_FAILED, Run, RunError, RunState
+
+NEXT_IDS: ContextVar[tuple[int, int] | None] = ContextVar("onward_next_ids", default=None)
+"""Trace id and span id that the next span gets, where `onward.telemetry.RunIdGenerator` makes ids."""
+
+_W3C = TraceContextTextMapPropagator()
+
+
+def tracer() -> Tracer | None:
+    """Return the tracer of this process, None where nobody would see a span."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+        return None
+    return provider.get_tracer("onward")
+
+
+def current_trace_parent() -> str:
+    """Return the running span as a W3C traceparent; empty where there is none."""
+    if not trace.get_current_span().get_span_context().is_valid:
+        return ""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def run_span_context(run: Run, trace_parent: str = "") -> SpanContext:
+    """Return what names the run's span: in the caller's trace where there is one, else in a trace of its own."""
+    parent = _parse(trace_parent)
+    digest = blake2b(f"{run.namespace}\0{run.run_id}\0{run.log.log_id}".encode(), digest_size=24).digest()
+    return SpanContext(
+        trace_id=parent.trace_id if parent.is_valid else int.from_bytes(digest[:16], "big") or 1,
+        span_id=int.from_bytes(digest[16:], "big") or 1,
+        is_remote=True,
+        trace_flags=parent.trace_flags if parent.is_valid else TraceFlags(TraceFlags.SAMPLED),
+    )
+
+
+def emit_run_span(
+    run: Run, state: RunState.ValueType, *, trace_parent: str = "", error: RunError | None = None
+) -> None:
+    """Emit the span of a run that ended now. To be called once, by whoever closed its log.
+
+    Args:
+        run: The run; create_time is where the span begins.
+        state: Its terminal state.
+        trace_parent: The caller's span as a W3C traceparent; empty when there is none.
+        error: What ended it, in RUN_STATE_FAILED.
+    """
+    maker = tracer()
+    if maker is None:
+        return
+    context = run_span_context(run, trace_parent)
+    parent = _parse(trace_parent)
+    token = NEXT_IDS.set((context.trace_id, context.span_id))
+    try:
+        span = maker.start_span(
+            f"run {run.workflow}",
+            context=_below(NonRecordingSpan(parent)) if parent.is_valid else Context(),
+            kind=SpanKind.CONSUMER,
+            start_time=_nanos(run.create_time) if run.HasField("create_time") else None,
+            attributes={**_names(run), "onward.state": RunState.Name(state).removeprefix("RUN_STATE_")},
+        )
+    finally:
+        NEXT_IDS.reset(token)
+    end(span, error if state == RUN_STATE_FAILED else None)
+
+
+def start_attempt_span(maker: Tracer, run: Run, attempt: int, trace_parent: str) -> Span:
+    """Return the span of an attempt, below the run's."""
+    parent = NonRecordingSpan(run_span_context(run, trace_parent))
+    return maker.start_span(
+        f"attempt {attempt}", context=_below(parent), attributes={**_names(run), "onward.attempt": attempt}
+    )
+
+
+def start_component_span(maker: Tracer, name: str, component_id: str, parent: Span | None) -> Span:
+    """Return the span of an instance, below that of the instance that called it."""
+    context = None if parent is None else _below(parent)
+    return maker.start_span(name, context=context, attributes={"onward.component_id": component_id})
+
+
+def retrying(span: Span, try_number: int, error: RunError) -> None:
+    """Note on an instance's span that a try failed."""
+    span.add_event(
+        "retrying", {"onward.try": try_number, "exception.type": error.type, "exception.message": error.message}
+    )
+
+
+def end(span: Span, error: RunError | None = None, *, cancelled: bool = False) -> None:
+    """End a span, well unless it is told otherwise."""
+    if span.is_recording():
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, error.message))
+            span.set_attributes({"error.type": error.type or error.reason, "onward.reason": error.reason})
+        elif cancelled:
+            span.set_attribute("onward.cancelled", True)
+    span.end()
+
+
+def _below(span: Span) -> Context:
+    # An empty context, not the current one: the baggage and the span of another run may be in that.
+    return trace.set_span_in_context(span, Context())
+
+
+def _names(run: Run) -> dict[str, Any]:
+    return {"onward.run_id": run.run_id, "onward.namespace": run.namespace, "onward.workflow": run.workflow}
+
+
+def _nanos(time: Timestamp) -> int:
+    return time.seconds * 1_000_000_000 + time.nanos
+
+
+def _parse(trace_parent: str) -> SpanContext:
+    if not trace_parent:
+        return trace.INVALID_SPAN_CONTEXT
+    return trace.get_current_span(_W3C.extract({"traceparent": trace_parent}, Context())).get_span_context()
