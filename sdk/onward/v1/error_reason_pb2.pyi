@@ -66,6 +66,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: all slots of the executor are taken. Seen by Schedulers only."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 21
     """INTERNAL: a bug. Metadata: id, which is in the server's log too."""
+    ERROR_REASON_READER_STALLED: _ErrorReason.ValueType  # 22
+    """UNAVAILABLE: the stream's reader took nothing for too long, not even a Handoff. Reconnect from the last cursor."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the reason in google.rpc.ErrorInfo of every failed RPC (domain "onward")."""
@@ -114,4 +116,6 @@ ERROR_REASON_EXECUTOR_FULL: ErrorReason.ValueType  # 20
 """RESOURCE_EXHAUSTED: all slots of the executor are taken. Seen by Schedulers only."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """INTERNAL: a bug. Metadata: id, which is in the server's log too."""
+ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 22
+"""UNAVAILABLE: the stream's reader took nothing for too long, not even a Handoff. Reconnect from the last cursor."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
