@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
+
+from redis.exceptions import RedisError
 
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import Run, RunState
@@ -65,8 +67,22 @@ class FollowedRun:
     """
 
     __slots__ = (
-        "_events", "_first", "_bytes", "base", "check_at", "end", "failure", "followers", "heard", "hinted", "known",
-        "last", "log_id", "reading", "ref", "shared",
+        "_bytes",
+        "_events",
+        "_first",
+        "base",
+        "check_at",
+        "end",
+        "failure",
+        "followers",
+        "heard",
+        "hinted",
+        "known",
+        "last",
+        "log_id",
+        "reading",
+        "ref",
+        "shared",
     )  # fmt: skip
 
     def __init__(self, base: str, ref: str, now: float) -> None:
@@ -101,6 +117,10 @@ class FollowedRun:
         self.known = max(self.known, run.log.last_offset)
         if run.log.closed:
             self.end = run.log.last_offset
+
+    def is_past(self, after: int) -> bool:
+        """Say whether what follows an offset has left the ring: whoever wants it reads it from the log."""
+        return after + 1 < self._first
 
     def chunk(self, after: int) -> Chunk | None:
         """Return the events after an offset, as many as one batch holds; None where the ring does not have them."""
@@ -259,7 +279,7 @@ class Feed:
     def _check_all_now(self) -> None:
         for run in self._runs.values():
             run.check_at = float("-inf")
-        self._spawn(self._check())
+        self._spawn(self._check(hinted=True))
 
     async def _check_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -269,15 +289,22 @@ class Feed:
                 logger.warning("hints get lost: subscribing again")
                 self._renewed_at = loop.time()
                 self._renew.set()
-            await self._check()
+            try:
+                await self._check()
+            except RedisError as error:
+                logger.error("the store refuses to tell how far runs are: %s", error)
 
     def _lost_hints(self) -> bool:
         """Say whether a run is ahead of its hints for longer than any hint takes."""
         now = asyncio.get_running_loop().time()
         return any(run.hinted < run.last and run.heard < now - CHECK_HOT_S for run in self._runs.values())
 
-    async def _check(self) -> None:
-        """Read the records of all runs that are due, in one pipeline."""
+    async def _check(self, *, hinted: bool = False) -> None:
+        """Read the records of all runs that are due, in one pipeline.
+
+        Args:
+            hinted: No hint is missed for what is found: it is from before the subscription.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
         due = [run for run in self._runs.values() if run.check_at <= now and run.last >= 0]
@@ -293,6 +320,8 @@ class Feed:
             except StoreUnavailable:
                 continue  # silence until it is back: then the subscription begins anew, and all are read again
             self._compare(run, before, last, state, log_id)
+            if hinted:
+                run.hinted = max(run.hinted, int(last or 0))
 
     def _compare(
         self, run: FollowedRun, before: int, last: bytes | None, state: bytes | None, log_id: bytes | None
@@ -336,7 +365,12 @@ class Feed:
         finally:
             run.reading = False
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a read for followers failed", exc_info=error)

@@ -32,7 +32,8 @@ Reply = list[Any]
 """XRANGE's: for each entry its id and its fields."""
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Return a number as protobuf writes it."""
     encoded = bytearray()
     while number > 127:
         encoded.append(number & 127 | 128)
@@ -42,7 +43,7 @@ def _varint(number: int) -> bytes:
 
 
 # What stands before an event in EventBatch.events, ListRunEventsResponse.events and any other field with number 1.
-_PREFIXES = [b"\n" + _varint(size) for size in range(4_096)]
+_PREFIXES = [b"\n" + varint(size) for size in range(4_096)]
 
 
 def framed(event: bytes) -> bytes:
@@ -51,7 +52,7 @@ def framed(event: bytes) -> bytes:
     So a batch is made without parsing what is in it.
     """
     size = len(event)
-    return (_PREFIXES[size] if size < len(_PREFIXES) else b"\n" + _varint(size)) + event
+    return (_PREFIXES[size] if size < len(_PREFIXES) else b"\n" + varint(size)) + event
 
 
 def unframed(element: bytes) -> bytes:
@@ -60,6 +61,11 @@ def unframed(element: bytes) -> bytes:
     while element[start - 1] > 127:
         start += 1
     return element[start:]
+
+
+def first_offset(reply: Reply, last_offset: int) -> int:
+    """Return the oldest retained offset, from the reply to an XRANGE for the first entry."""
+    return _offset(reply[0]) if reply else last_offset + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +272,12 @@ def _run(run_id: str, fields: Sequence[str], record: Sequence[bytes | None], fir
     if record[0] is None:
         raise RunNotFound(run_id)
     run = run_from({name.encode(): value for name, value in zip(fields, record, strict=True)})
-    run.log.first_offset = _offset(first[0]) if first else run.log.last_offset + 1
+    run.log.first_offset = first_offset(first, run.log.last_offset)
     return run
 
 
 def _check(run: Run, cursors: Cursors, asked: int, hash_there: int, cursor: Cursor | None, log_id: str) -> None:
-    if cursor and cursor.log != cursors.log or log_id and log_id != run.log.log_id:
+    if (cursor and cursor.log != cursors.log) or (log_id and log_id != run.log.log_id):
         raise LogRebuilt(run.log.log_id)
     if asked > run.log.last_offset:
         raise OffsetAhead(run.log.last_offset)

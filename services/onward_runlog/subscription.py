@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -27,7 +27,7 @@ class Message:
     data: bytes
 
 
-async def messages(url: str, channels: Sequence[str]) -> AsyncIterator[Message | None]:
+async def messages(url: str, channels: Sequence[str]) -> AsyncGenerator[Message | None, None]:
     """Yield what is published on `channels`, and None whenever the subscription begins: what came before is lost.
 
     The connection has no read time-out, since silence is normal here; whoever depends on a message must also ask the
