@@ -14,7 +14,6 @@ from typing import Annotated
 from cyclopts import Parameter
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
-from onward_gateway.settings import Settings as GatewaySettings
 from rich.console import Console
 from watchfiles import PythonFilter, awatch
 
@@ -24,6 +23,7 @@ from onward_cli.children import Child
 from onward_cli.serving import Target, serve
 from onward_cli.valkey import StoreError, embedded_valkey
 from onward_gateway import app as gateway_app
+from onward_gateway.settings import Settings as GatewaySettings
 from onward_runlog import registry
 from onward_runlog.store import open_store
 from onward_scheduler import app as scheduler_app
@@ -61,8 +61,9 @@ class Settings:
     reload: bool = True
 
 
-async def run(settings: Settings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set.
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
+    """Serve until the block ends.
 
     Raises:
         StoreError: The data directory is in use, or the store does not start.
@@ -78,10 +79,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         gateway = await stack.enter_async_context(
             gateway_app.opened(
                 GatewaySettings(
-                    redis_url=valkey.url,
-                    schedulers=(scheduler.address,),
-                    grpc=settings.grpc,
-                    http=settings.http,
+                    redis_url=valkey.url, schedulers=(scheduler.address,), grpc=settings.grpc, http=settings.http
                 )
             )
         )
@@ -94,8 +92,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         console.print(f"  store      {valkey.url}  (kept in {settings.data}/)")
         console.print(f"  executors  {settings.executors}, with {settings.slots} slots each")
         console.print(f"  try        onward workflows --gateway {gateway.grpc}")
-        announce(grpc=gateway.grpc, http=gateway.http)
-        await stop.wait()
+        yield gateway
         console.print("stopping: runs in flight are handed over and go on when you start again")
 
 
@@ -114,7 +111,13 @@ def dev(
     Example: onward dev blog_writer.py
     """
     settings = Settings(target=target, data=data, grpc=grpc, http=http, executors=executors, slots=slots, reload=reload)
-    serve(lambda stop: run(settings, stop), StoreError, CodeError, log_level="WARNING")
+    serve(
+        lambda _: opened(settings),
+        lambda doors: announce(grpc=doors.grpc, http=doors.http),
+        StoreError,
+        CodeError,
+        log_level="WARNING",
+    )
 
 
 class Crew:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import Annotated
 
@@ -45,9 +44,8 @@ def executor(
         ),
     )
 
-    async def run(stop: asyncio.Event) -> None:
-        async with opened(settings, stop) as running:
-            announce(grpc=running.server.address, deployment=running.executor.deployment)
-            await stop.wait()
-
-    serve(run, LoadError)
+    serve(
+        lambda stop: opened(settings, stop),
+        lambda running: announce(grpc=running.server.address, deployment=running.executor.deployment),
+        LoadError,
+    )

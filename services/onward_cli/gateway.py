@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import Annotated
 
 from cyclopts import Parameter
-from onward_gateway.app import opened
-from onward_gateway.settings import Settings
 
 from onward_cli.serving import AllowUnfit, Redis, Schedulers, addresses, given, serve
+from onward_gateway.app import opened
+from onward_gateway.settings import Settings
 from onward_serving.process import announce
 
 
@@ -39,9 +38,4 @@ def gateway(
         ),
     )
 
-    async def run(stop: asyncio.Event) -> None:
-        async with opened(settings) as running:
-            announce(grpc=running.grpc, http=running.http)
-            await stop.wait()
-
-    serve(run)
+    serve(lambda _: opened(settings), lambda doors: announce(grpc=doors.grpc, http=doors.http))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import Annotated
 
@@ -30,9 +29,4 @@ def scheduler(
         **given(redis_url=redis, listen=listen, lease_ttl_s=lease_ttl, allow_unfit_store=allow_unfit_store),
     )
 
-    async def run(stop: asyncio.Event) -> None:
-        async with opened(settings) as server:
-            announce(grpc=server.address)
-            await stop.wait()
-
-    serve(run)
+    serve(lambda _: opened(settings), lambda server: announce(grpc=server.address))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
 from onward_cli.children import die_with_parent
 from onward_runlog.errors import StoreUnfit
 from onward_serving.process import log_to_stderr, stop_on_signals
+
+Server = TypeVar("Server")
 
 Redis = Annotated[str | None, Parameter(help="URL of the store. [env: ONWARD_REDIS_URL]")]
 Schedulers = Annotated[str | None, Parameter(help="HOST:PORT of Schedulers, comma-separated. [env: ONWARD_SCHEDULER]")]
@@ -34,24 +38,45 @@ def addresses(text: str | None) -> tuple[str, ...] | None:
 
 
 def serve(
-    work: Callable[[asyncio.Event], Awaitable[None]], *failures: type[Exception], log_level: str = "INFO"
+    open: Callable[[asyncio.Event], AbstractAsyncContextManager[Server]],
+    ready: Callable[[Server], None],
+    *failures: type[Exception],
+    log_level: str = "INFO",
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C, or end with one line that says why it cannot.
 
     Args:
-        work: Serves until the event is set.
+        open: Gives the server, which serves inside its block; takes the event that ends it.
+        ready: Called when it serves.
         failures: What else may keep it from serving, beside a taken address and an unfit store.
         log_level: Unless ONWARD_LOG_LEVEL names another.
     """
     die_with_parent()
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        with stop_on_signals(stop):
-            await work(stop)
-
+    known: tuple[type[Exception], ...] = (OSError, StoreUnfit, *failures)
     try:
-        asyncio.run(main())
-    except (OSError, StoreUnfit, *failures) as error:
+        asyncio.run(_main(open, ready))
+    except known as error:
         sys.exit(f"onward: {error}")
+
+
+async def _main(
+    open: Callable[[asyncio.Event], AbstractAsyncContextManager[Server]], ready: Callable[[Server], None]
+) -> None:
+    stop, is_ready = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        async with open(stop) as server:
+            is_ready.set()
+            ready(server)
+            await stop.wait()
+
+    with stop_on_signals(stop):
+        working = asyncio.create_task(work())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not is_ready.is_set():
+            working.cancel()  # it waits for the store or for a Scheduler: nothing was promised yet
+        with contextlib.suppress(asyncio.CancelledError):
+            await working

@@ -55,6 +55,8 @@ class _Call:
     reply: asyncio.Future[Any]
     give_up: float
     """Loop time after which it fails when the store is away."""
+    loaded: bool = False
+    """Whether the library was loaded for it: a function that is missing even then does not exist."""
 
 
 class Connection:
@@ -129,6 +131,12 @@ class Connection:
             except asyncio.CancelledError:
                 self._waiting.extendleft(reversed([call for call in batch if not call.reply.done()]))
                 raise
+            except Exception as error:
+                # A command that cannot be sent, or a reply that is none: its callers are told, the others go on.
+                logger.exception("a batch of %d commands failed", len(batch))
+                await self._disconnect()
+                for call in batch:
+                    _fail(call, error)
 
     async def _exchange(self, batch: list[_Call]) -> None:
         async with asyncio.timeout(REPLY_TIMEOUT_S):
@@ -145,7 +153,8 @@ class Connection:
                 except ReadOnlyError:
                     raise
                 except ResponseError as error:
-                    if self._library is not None and "Function not found" in str(error):
+                    if self._library is not None and not call.loaded and "Function not found" in str(error):
+                        call.loaded = True
                         unknown.append(call)
                     else:
                         _fail(call, error)
@@ -154,8 +163,15 @@ class Connection:
                         call.reply.set_result(reply)
             if unknown:
                 await wire.send_command("FUNCTION", "LOAD", "REPLACE", self._library, check_health=False)
-                await wire.read_response()
-                self._waiting.extendleft(reversed(unknown))
+                try:
+                    await wire.read_response()
+                except ReadOnlyError:
+                    raise
+                except ResponseError as error:  # out of memory, not allowed, too old
+                    for call in unknown:
+                        _fail(call, error)
+                else:
+                    self._waiting.extendleft(reversed(unknown))
 
     async def _back_off(self, pause_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -70,6 +70,7 @@ end
 
 -- The queue of a deployment: higher priority first; within one, round-robin between fairness keys (start-time fair
 -- queueing: a key's next run goes one place after its last, never before the place now served); within one, first come.
+-- A key (with a priority: a lane) is remembered only while it has runs in line, so the hash is no longer than the queue.
 local function enqueue(base, deployment, ref, priority, fairness, front)
   local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
   local place = 0
@@ -79,19 +80,28 @@ local function enqueue(base, deployment, ref, priority, fairness, front)
     local last = tonumber(redis.call('HGET', fair, 'last/' .. lane)) or 0
     place = math.max(served, last) + 1
     redis.call('HSET', fair, 'last/' .. lane, int(place))
+    redis.call('HINCRBY', fair, 'line/' .. lane, 1)
   end
   redis.call('ZADD', queue, int((100 - priority) * LANE + place), ref)
   redis.call('SADD', base .. ':queues', deployment)
   redis.call('PUBLISH', base .. ':queued', deployment)
 end
 
-local function dequeue(base, deployment, ref)
-  local queue = base .. ':queue:' .. deployment
+-- Takes a run out of its queue, if it is there, and returns its place; 0 is before all lanes.
+local function dequeue(base, deployment, ref, priority, fairness)
+  local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
+  local score = redis.call('ZSCORE', queue, ref)
+  if not score then return 0 end
   redis.call('ZREM', queue, ref)
+  local place, lane = tonumber(score) % LANE, priority .. '/' .. fairness
+  if place > 0 and redis.call('HINCRBY', fair, 'line/' .. lane, -1) <= 0 then
+    redis.call('HDEL', fair, 'line/' .. lane, 'last/' .. lane)
+  end
   if redis.call('EXISTS', queue) == 0 then
-    redis.call('DEL', base .. ':fair:' .. deployment)
+    redis.call('DEL', fair)
     redis.call('SREM', base .. ':queues', deployment)
   end
+  return place
 end
 
 -- Gives a queued run to an executor. The lease begins here; RUNNING begins with the first append of the attempt.
@@ -129,10 +139,13 @@ end
 local function submit(keys, argv)
   local base, ref, digest = keys[1], argv[1], argv[2]
   local key = base .. ':' .. ref .. ':run'
-  local known = redis.call('HGET', key, 'digest')
+  local known = load(key, 'digest', 'log_id', 'attempt', 'holder', 'began')
   if known then
-    if known ~= digest then return { 'reused' } end
-    return { 'replayed', redis.call('HGETALL', key), 0 }
+    if known[1] ~= digest then return { 'reused' } end
+    if known[2] ~= argv[11] then return { 'replayed', redis.call('HGETALL', key), 0 } end
+    -- Every call brings a log_id of its own: this is the first call again, whose reply was lost.
+    local given = known[3] == '1' and known[4] ~= '' and known[4] == argv[15] and known[5] == '0'
+    return { 'new', redis.call('HGETALL', key), given and 1 or 0 }
   end
   local deployment, priority, fairness = argv[5], tonumber(argv[6]), argv[7]
   local start, deadline, score = tonumber(argv[8]), tonumber(argv[9]), argv[10]
@@ -169,23 +182,32 @@ local function claim(keys, argv)
   local base, deployment, holder, ttl, n = keys[1], argv[1], argv[2], tonumber(argv[3]), tonumber(argv[4])
   local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
   local taken = {}
-  local first = redis.call('ZRANGE', queue, 0, n - 1, 'WITHSCORES')
-  for i = 1, #first, 2 do
-    local ref, place = first[i], tonumber(first[i + 1]) % LANE
-    local run = load(base .. ':' .. ref .. ':run', 'priority', 'fairness')
-    redis.call('ZREM', queue, ref)
-    if run then
-      if place > 0 then
-        local lane = 'last/' .. run[1] .. '/' .. run[2]
-        redis.call('HSET', fair, 'served/' .. run[1], int(place))
-        if tonumber(redis.call('HGET', fair, lane)) == place then redis.call('HDEL', fair, lane) end
-      end
-      give(base, ref, holder, ttl)
-      taken[#taken + 1] = { ref, dispatch(base, ref) }
+  if n < 1 then return taken end
+  for _, ref in ipairs(redis.call('ZRANGE', queue, 0, n - 1)) do
+    local run = redis.call('HMGET', base .. ':' .. ref .. ':run', 'priority', 'fairness')
+    local place = dequeue(base, deployment, ref, run[1], run[2])
+    if place > 0 and redis.call('EXISTS', queue) == 1 then
+      redis.call('HSET', fair, 'served/' .. run[1], int(place))
     end
+    give(base, ref, holder, ttl)
+    taken[#taken + 1] = { ref, dispatch(base, ref) }
   end
-  dequeue(base, deployment, '')
   return taken
+end
+
+-- Whether the arguments of append add up. A call that is cut or miscounted is refused before anything is written: half
+-- of it in a log would be there for good.
+local ENDINGS = { [''] = true, ['5'] = true, ['6'] = true, ['7'] = true, ['8'] = true }
+
+local function adds_up(argv)
+  local at = 4
+  while at <= #argv do
+    local ending, n = argv[at + 3], tonumber(argv[at + 6])
+    local m = n and n >= 0 and tonumber(argv[at + 7 + n])
+    if not m or m < 0 or m % 1 ~= 0 or not ENDINGS[ending] or (ending ~= '' and n == 0) then return false end
+    at = at + 8 + n + 2 * m
+  end
+  return at == #argv + 1
 end
 
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
@@ -194,6 +216,7 @@ end
 local function append(keys, argv)
   local base, events_max, bytes_max, expire = keys[1], tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3])
   local at, replies, appended = 4, {}, {}
+  if not adds_up(argv) then return redis.error_reply('ERR append: the arguments do not add up') end
   while at <= #argv do
     local ref, attempt, seq, ending = argv[at], tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3])
     local output, failure, n = argv[at + 4], argv[at + 5], tonumber(argv[at + 6])
@@ -226,7 +249,9 @@ local function append(keys, argv)
           last, added = write(base, ref, attempt, last, events, appended)
           size = size + added
         end
-        if m > 0 then redis.call('HSET', base .. ':' .. ref .. ':memo', unpack(argv, memo + 1, memo + 2 * m)) end
+        for pair = memo + 1, memo + 2 * m, 2 do
+          redis.call('HSET', base .. ':' .. ref .. ':memo', argv[pair], argv[pair + 1])
+        end
         local record = { 'seq', seq, 'committed', int(last), 'last', int(last), 'bytes', int(size) }
         if run[10] == '0' then
           record[#record + 1] = 'began'
@@ -285,7 +310,7 @@ end
 local function cancel(keys, argv)
   local base, ref, expire = keys[1], argv[1], tonumber(argv[2])
   local key = base .. ':' .. ref .. ':run'
-  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment')
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness')
   if not run then return { 'missing' } end
   local state, holder = tonumber(run[1]), run[3]
   if not terminal(state) and not (state == CANCELLING and holder ~= '') then
@@ -297,7 +322,7 @@ local function cancel(keys, argv)
       redis.call('HSET', key, 'state', CANCELLING)
       move(base, ref, run[6], state, CANCELLING)
     else
-      dequeue(base, run[7], ref)
+      dequeue(base, run[7], ref, run[8], run[9])
       close(base, ref, key, CANCELLED, state, run[6], expire)
     end
     publish(base, appended)
@@ -307,7 +332,8 @@ end
 
 -- lose: ref, attempt, why ("lost" | "expired" | "handed_over" | "refused"), expire, deaths_max, event into QUEUED, event
 --   into CANCELLED, event into PAUSED, error of PAUSED
--- "expired" holds only if the lease has run out. A refused attempt and one that never began leave no trace in the log.
+-- "expired" holds only if the lease has run out. An attempt that never began leaves no trace in the log. Only "lost" and
+-- "expired" are deaths: who seemed to refuse a run and began it all the same, its answer being lost, did not die.
 -- → {"stale"} | {"ok", state, deployment, record}
 local function lose(keys, argv)
   local base, ref, attempt, why, expire = keys[1], argv[1], tonumber(argv[2]), argv[3], tonumber(argv[4])
@@ -330,11 +356,11 @@ local function lose(keys, argv)
     log(argv[7])
     close(base, ref, key, CANCELLED, state, run[6], expire)
     state = CANCELLED
-  elseif why == 'refused' or run[10] == '0' then
+  elseif run[10] == '0' then
     enqueue(base, run[7], ref, tonumber(run[8]), run[9], true)
   else
     local deaths = tonumber(run[11])
-    if why ~= 'handed_over' then deaths = redis.call('HINCRBY', key, 'deaths', 1) end
+    if why == 'lost' or why == 'expired' then deaths = redis.call('HINCRBY', key, 'deaths', 1) end
     if deaths >= tonumber(argv[5]) then
       log(argv[8])
       redis.call('HSET', key, 'state', PAUSED, 'error', argv[9])
@@ -356,13 +382,18 @@ end
 local function expel(keys, argv)
   local base, ref = keys[1], argv[1]
   local key = base .. ':' .. ref .. ':run'
-  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'deadline')
-  redis.call('ZREM', base .. ':timers', 'd:' .. ref)
-  if not run or terminal(tonumber(run[1])) or tonumber(run[8]) > now_ms() then return { 'stale' } end
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'deadline', 'priority',
+    'fairness')
+  if not run or terminal(tonumber(run[1])) then
+    redis.call('ZREM', base .. ':timers', 'd:' .. ref)
+    return { 'stale' }
+  end
+  local deadline = tonumber(run[8])
+  if deadline == 0 or deadline > now_ms() then return { 'stale' } end
   local appended = {}
   local last, added = write(base, ref, 0, tonumber(run[4]), { argv[3] }, appended)
   redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added), 'error', argv[4])
-  dequeue(base, run[7], ref)
+  dequeue(base, run[7], ref, run[9], run[10])
   close(base, ref, key, FAILED, tonumber(run[1]), run[6], tonumber(argv[2]))
   publish(base, appended)
   return { 'ok', run[3], tonumber(run[2]) }
@@ -394,10 +425,11 @@ local function signal(keys, argv)
   return { 'ok', last, state, run[3], tonumber(run[2]) }
 end
 
--- blob: ref, attempt, name, value → {"ok" | "fenced"}
+-- blob: ref, attempt, name, value → {"ok" | "fenced" | "closed"}
 local function blob(keys, argv)
   local base, ref = keys[1], argv[1]
-  local run = load(base .. ':' .. ref .. ':run', 'attempt', 'holder')
+  local run = load(base .. ':' .. ref .. ':run', 'attempt', 'holder', 'state')
+  if run and terminal(tonumber(run[3])) then return { 'closed' } end
   if not run or run[1] ~= argv[2] or run[2] == '' then return { 'fenced' } end
   redis.call('SET', base .. ':' .. ref .. ':blob:' .. argv[3], argv[4])
   redis.call('SADD', base .. ':' .. ref .. ':blobs', argv[3])
@@ -505,18 +537,25 @@ local function unregister(keys, argv)
   return redis.call('HDEL', keys[1] .. ':executors', argv[1])
 end
 
-redis.register_function('onward1_submit', submit)
-redis.register_function('onward1_claim', claim)
-redis.register_function('onward1_append', append)
-redis.register_function('onward1_renew', renew)
-redis.register_function('onward1_cancel', cancel)
-redis.register_function('onward1_lose', lose)
-redis.register_function('onward1_expel', expel)
-redis.register_function('onward1_signal', signal)
-redis.register_function('onward1_blob', blob)
-redis.register_function('onward1_sweep', sweep)
-redis.register_function('onward1_held', held)
-redis.register_function('onward1_register', register)
-redis.register_function('onward1_promote', promote)
-redis.register_function('onward1_executors', executors)
-redis.register_function('onward1_unregister', unregister)
+-- A store that is out of memory takes no new run and no event, but leases live on and what is past its retention goes.
+local SMALL = { 'allow-oom' }
+
+local function declare(name, callback, flags)
+  redis.register_function { function_name = 'onward1_' .. name, callback = callback, flags = flags or {} }
+end
+
+declare('submit', submit)
+declare('claim', claim)
+declare('append', append)
+declare('renew', renew, SMALL)
+declare('cancel', cancel)
+declare('lose', lose)
+declare('expel', expel)
+declare('signal', signal)
+declare('blob', blob)
+declare('sweep', sweep, SMALL)
+declare('held', held, { 'no-writes' })
+declare('register', register, SMALL)
+declare('promote', promote, SMALL)
+declare('executors', executors, SMALL)
+declare('unregister', unregister, SMALL)

@@ -179,7 +179,8 @@ class Fleet:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     return False
                 if "refused" in (error.debug_error_string() or "").lower():
-                    logger.warning("executor %s is dead: its address refuses connections", link.executor_id)
+                    level = logging.INFO if link.executor.draining else logging.WARNING
+                    logger.log(level, "executor %s is gone: its address refuses connections", link.executor_id)
                     return True
                 if asyncio.get_running_loop().time() > deadline:
                     await asyncio.sleep(RECONNECT_S)
@@ -189,7 +190,7 @@ class Fleet:
                 if not isinstance(first, WatchResponse):
                     return False
                 if first.executor.executor_id != link.executor_id:
-                    logger.warning("executor %s is dead: another one is at its address", link.executor_id)
+                    logger.warning("executor %s is gone: another one is at its address", link.executor_id)
                     return True
                 return False
             finally:

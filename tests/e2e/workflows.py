@@ -1,0 +1,92 @@
+"""Workflows that end-to-end tests run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from onward import component, publish, status, workflow
+from onward import map as omap
+
+
+@component
+async def double(number: int) -> int:
+    """Return twice the number."""
+    return 2 * number
+
+
+@workflow
+async def steps(number: int = 1) -> int:
+    """Three components, one after another."""
+    for _ in range(3):
+        number = await double(number)
+    return number
+
+
+@component
+async def words(count: int, pause_s: float) -> AsyncIterator[str]:
+    """Stream `count` words, one every `pause_s` seconds."""
+    for i in range(count):
+        await asyncio.sleep(pause_s)
+        yield f"word{i} "
+
+
+@workflow
+async def talk(count: int = 20, pause_s: float = 0.02) -> str:
+    """Stream words with statuses around them."""
+    status("begins", done=0, total=2)
+    publish.state("progress", {"half": False})
+    text = await words(count // 2, pause_s)
+    status("goes on", done=1, total=2)
+    publish.patch("progress", [{"op": "replace", "path": "/half", "value": True}])
+    text += await words(count - count // 2, pause_s)
+    return text
+
+
+@component
+async def pause(seconds: float) -> str:
+    """Wait."""
+    await asyncio.sleep(seconds)
+    return "waited"
+
+
+@workflow
+async def wait(seconds: float = 60.0) -> str:
+    """Take a while."""
+    status("waiting")
+    try:
+        return await pause(seconds)
+    finally:
+        status("cleaned up")
+
+
+@workflow
+async def many(count: int = 10) -> list[int]:
+    """Call a component on many items at a time."""
+    return await omap(double, range(count), concurrency=4)
+
+
+@component
+async def block(seconds: float) -> str:
+    """Block the event loop, as user code must not."""
+    time.sleep(seconds)  # noqa: ASYNC251 - the point of it
+    return "blocked"
+
+
+@workflow
+async def deaf(seconds: float = 5.0) -> str:
+    """Make the executor deaf for a while."""
+    return await block(seconds)
+
+
+@workflow
+async def fail(message: str = "no") -> str:
+    """Raise."""
+    raise ValueError(message)
+
+
+@workflow
+async def echo(value: str = "") -> str:
+    """Return what it was given."""
+    return value
