@@ -33,15 +33,15 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER (addresses, separated by commas), ONWARD_GRPC_LISTEN,
-        ONWARD_HTTP_LISTEN, ONWARD_NAMESPACE, ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S,
+        """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER (addresses, separated by commas), ONWARD_GRPC,
+        ONWARD_HTTP, ONWARD_NAMESPACE, ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S,
         ONWARD_SHUTDOWN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
             schedulers=addresses(env["ONWARD_SCHEDULER"]) if env.get("ONWARD_SCHEDULER") else cls.schedulers,
-            grpc=env.get("ONWARD_GRPC_LISTEN", cls.grpc),
-            http=env.get("ONWARD_HTTP_LISTEN", cls.http),
+            grpc=env.get("ONWARD_GRPC", cls.grpc),
+            http=env.get("ONWARD_HTTP", cls.http),
             namespace=env.get("ONWARD_NAMESPACE", cls.namespace),
             stream_age_s=float(env.get("ONWARD_STREAM_AGE_S", cls.stream_age_s)),
             slow_reader_s=float(env.get("ONWARD_SLOW_READER_S", cls.slow_reader_s)),
