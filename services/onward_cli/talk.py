@@ -1,0 +1,428 @@
+"""The commands that talk to a Gateway: start, follow, runs, get, cancel, signal, resume, workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.text import Text
+
+from onward.client import DEFAULT_ADDRESS, Client
+from onward.errors import InvalidInput, OnwardError, RequestError, RunNotFound, Unavailable, WorkflowNotFound
+from onward.fold import View
+from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunState
+from onward_cli.arguments import Refused, duration_s, json_value, labels, schedule, workflow_input
+from onward_cli.documents import document
+from onward_cli.following import follow_as_json, follow_shown, run_document, write_json
+from onward_cli.listings import runs_table, show_run, workflow_help
+from onward_cli.wording import line, state_of
+
+PATIENCE_S = 3
+"""How long a command goes on while nobody answers: a person waits for it."""
+
+FOLLOW_PATIENCE_S = 600
+"""How long following goes on while nobody answers: a deploy or an outage passes."""
+
+VIEW_EVENTS_MAX = 10_000
+"""Longest log that `onward get` reads to tell of components."""
+
+SUCCEEDED, FAILED, REFUSED = 0, 1, 2
+"""Exit codes. Ctrl-C gives 130."""
+
+_ADDRESS = "ONWARD_GATEWAY"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """What all commands here take."""
+
+    gateway: Annotated[
+        str,
+        Parameter(env_var=_ADDRESS, help="HOST:PORT of a Gateway, or of several, separated by commas."),
+    ] = DEFAULT_ADDRESS
+    output: Annotated[
+        Literal["text", "json"],
+        Parameter(help="text is for people; json is one document, or a line for each event where there are many."),
+    ] = "text"
+
+    @property
+    def json(self) -> bool:
+        """Whether a program reads the answer."""
+        return self.output == "json"
+
+    def command(self, *words: str) -> str:
+        """Return a command line that talks to the same Gateway."""
+        elsewhere = self.gateway != os.environ.get(_ADDRESS, DEFAULT_ADDRESS)
+        return shlex.join(["onward", *words, *(["--gateway", self.gateway] if elsewhere else [])])
+
+
+def _option(help: str, metavar: str | None = None, **more: Any) -> Parameter:
+    """An option whose default, if it has one, is said in its help."""
+    return Parameter(help=help, metavar=metavar, negative="", show_default=False, **more)
+
+
+RunId = Annotated[str, Parameter(help="The run, by its id.")]
+_DEFAULT = Talk()
+
+
+async def start(
+    workflow: Annotated[str, _option("The workflow, by its name.")],
+    /,
+    *pairs: Annotated[
+        str, Parameter(name="NAME=VALUE", help="Its parameters. A value that is JSON is that, any other is text.")
+    ],
+    input: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True, help="All its parameters: a JSON object, @FILE, or - for the standard input."
+        ),
+    ] = None,
+    follow: Annotated[bool, _option("Show the run until it ends.")] = False,
+    label: Annotated[
+        list[str] | None, _option("Kept on the run, for listing; repeat it for more.", "KEY=VALUE")
+    ] = None,
+    run_id: Annotated[str, _option("The id to give the run; by default the server chooses.")] = "",
+    request_id: Annotated[str, _option("Starting again with the same one gives the first run.")] = "",
+    run_timeout: Annotated[
+        str | None, _option("Bounds the whole run, waiting included, e.g. 1h.", "DURATION", name="--timeout")
+    ] = None,
+    at: Annotated[str | None, _option("Earliest start, e.g. 2026-11-22T08:00.", "TIME")] = None,
+    in_: Annotated[str | None, _option("Earliest start from now on, e.g. 10m.", "DURATION", name="--in")] = None,
+    priority: Annotated[int, _option("Higher goes first, -100 to 100; 0 by default.")] = 0,
+    fairness_key: Annotated[str, _option("The tenant that queued work is shared between.")] = "",
+    deployment: Annotated[str, _option("The build to run; by default the one that takes new runs.")] = "",
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Start a run and print its id. It goes on whatever becomes of this command.
+
+    Example: onward start blog_post topic="the history of tea" --follow
+
+    Exit code: 0 when it was accepted, 2 when it was refused; with --follow as `onward follow`.
+    """
+
+    async def work(client: Client) -> int:
+        values = workflow_input(input, pairs)
+        kept_request_id = request_id or uuid.uuid4().hex
+        try:
+            handle = await client.start(
+                workflow,
+                values,
+                run_id=run_id,
+                request_id=kept_request_id,
+                labels=labels(label or ()),
+                run_timeout=None if run_timeout is None else duration_s(run_timeout, "--timeout"),
+                schedule_time=schedule(at, in_, datetime.now(UTC)),
+                priority=priority,
+                fairness_key=fairness_key,
+                deployment=deployment,
+            )
+        except WorkflowNotFound as error:
+            raise Refused(await _unknown_workflow(client, workflow, str(error), talk)) from None
+        except InvalidInput as error:
+            wrong = "".join(f"\n  {line(violation)}" for violation in error.violations) or f"\n  {line(str(error))}"
+            raise Refused(
+                f"that is no input of {workflow}:{wrong}\nsee: {talk.command('workflows', workflow)}"
+            ) from None
+        except Unavailable as error:
+            raise Refused(
+                f"{explain(error, talk)}\nif it was accepted after all, this gives the same run and no second one: "
+                f"--request-id {kept_request_id}"
+            ) from None
+        if not follow:
+            if talk.json:
+                write_json(document(await handle.get()))
+            else:
+                sys.stdout.write(f"{handle.run_id}\n")
+                _hint(f"follow it: {talk.command('follow', handle.run_id)}")
+            return SUCCEEDED
+        return await _follow(await handle.get(), 0, talk)
+
+    return await _talk(talk, work)
+
+
+async def follow(
+    run: RunId,
+    /,
+    *,
+    after: Annotated[int, _option("Leave out what happened up to this event of the run's log.")] = 0,
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Show a run until it ends: its progress, its text as it is written, its output. Ctrl-C leaves it running.
+
+    Example: onward follow 3f1c8a52
+
+    With --output json each event of the run's log is a line {"event": …}, and the last line is {"run": …}.
+
+    Exit code: 0 when the run succeeded, 1 when it failed, was cancelled or is paused, 2 when it cannot be followed, 130
+    after Ctrl-C.
+    """
+
+    async def work(client: Client) -> int:
+        return await _follow(await client.get(run), after, talk)
+
+    return await _talk(talk, work)
+
+
+async def runs(
+    *,
+    workflow: Annotated[str, _option("Only runs of this workflow.")] = "",
+    state: Annotated[
+        list[str] | None,
+        _option("Only runs in this state, e.g. failed; repeat it for more.", "STATE"),
+    ] = None,
+    label: Annotated[
+        list[str] | None, _option("Only runs that have this label; repeat it for more.", "KEY=VALUE")
+    ] = None,
+    parent: Annotated[str, _option("Only children of this run.")] = "",
+    limit: Annotated[int, _option("How many at most; 50 by default.")] = 50,
+    talk: Talk = _DEFAULT,
+) -> int:
+    """List runs, newest first.
+
+    Example: onward runs --state failed --label user=ada
+    """
+
+    async def work(client: Client) -> int:
+        listed: list[Run] = []
+        found = client.list_runs(
+            workflow=workflow,
+            states=[_state(each) for each in state or ()],
+            labels=labels(label or ()),
+            parent_run_id=parent,
+            page_size=min(max(limit, 1), 1000),
+        )
+        more = False
+        async for run in found:
+            if len(listed) >= limit:
+                more = True
+                break
+            listed.append(run)
+        if talk.json:
+            write_json([document(run) for run in listed])
+            return SUCCEEDED
+        if listed:
+            console = _console()
+            table = runs_table(listed, datetime.now(UTC))
+            if not console.is_terminal:
+                # No terminal, no width: a row is a line, whoever reads it.
+                console.width = max(console.measure(table).maximum, 80)
+            console.print(table)
+            if more:
+                _hint(f"there are more: --limit {limit * 2}")
+        else:
+            _hint("no runs")
+        return SUCCEEDED
+
+    return await _talk(talk, work)
+
+
+async def get(run: RunId, /, *, talk: Talk = _DEFAULT) -> int:
+    """Show a run: its state, input, components, output or error.
+
+    Example: onward get 3f1c8a52
+    """
+
+    async def work(client: Client) -> int:
+        found = await client.get(run)
+        if talk.json:
+            write_json(await run_document(client, found))
+            return SUCCEEDED
+        view: View | None = None
+        if found.log.last_offset <= VIEW_EVENTS_MAX:
+            view = await client.view(run)
+        show_run(_console(), found, view, datetime.now(UTC))
+        return SUCCEEDED
+
+    return await _talk(talk, work)
+
+
+async def cancel(
+    run: RunId,
+    /,
+    *,
+    reason: Annotated[str, _option("Why, for the run's log.")] = "",
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Cancel a run. Its code may clean up, so it may take a while to end.
+
+    Example: onward cancel 3f1c8a52 --reason "wrong topic"
+    """
+
+    async def work(client: Client) -> int:
+        return _answer(await client.cancel(run, reason), talk)
+
+    return await _talk(talk, work)
+
+
+async def signal(
+    run: RunId,
+    name: Annotated[str, _option("What the run waits for.")],
+    value: Annotated[
+        str | None,
+        Parameter(
+            name="JSON", allow_leading_hyphen=True, help="What to tell it: JSON, @FILE, or - for the standard input."
+        ),
+    ] = None,
+    /,
+    *,
+    request_id: Annotated[str, _option("A repeat with the same one sends nothing.")] = "",
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Send a value into a run that waits for it, or will.
+
+    Example: onward signal 3f1c8a52 approve '{"by": "ada"}'
+    """
+
+    async def work(client: Client) -> int:
+        told = None if value is None else json_value(value, f"the value of {name}")
+        offset = await client.signal(run, name, told, request_id=request_id)
+        if talk.json:
+            write_json({"offset": offset})
+        else:
+            sys.stdout.write(f"signal {name} is event {offset} of run {run}\n")
+        return SUCCEEDED
+
+    return await _talk(talk, work)
+
+
+async def resume(
+    run: RunId,
+    /,
+    *,
+    deployment: Annotated[str, _option("Move it to this build; by default it keeps its own.")] = "",
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Continue a paused run where it stopped.
+
+    Example: onward resume 3f1c8a52
+    """
+
+    async def work(client: Client) -> int:
+        return _answer(await client.resume(run, deployment), talk)
+
+    return await _talk(talk, work)
+
+
+async def workflows(
+    name: Annotated[str, _option("Only this one.")] = "",
+    /,
+    *,
+    talk: Talk = _DEFAULT,
+) -> int:
+    """List what can be started, what it takes, and how.
+
+    Example: onward workflows
+    """
+
+    async def work(client: Client) -> int:
+        served = [each for each in await client.workflows() if not name or each.name == name]
+        if name and not served:
+            raise Refused(await _unknown_workflow(client, name, f"there is no workflow {name}", talk))
+        if talk.json:
+            write_json([document(each) for each in served])
+            return SUCCEEDED
+        if not served:
+            _hint("no workflows yet: serve some with `onward dev FILE`, or `onward executor FILE`")
+        console = _console()
+        for number, each in enumerate(served):
+            console.print(*([""] if number else []), workflow_help(each), sep="\n", soft_wrap=not console.is_terminal)
+        return SUCCEEDED
+
+    return await _talk(talk, work)
+
+
+def explain(error: OnwardError, talk: Talk) -> str:
+    """Return an error in words that say what to do."""
+    match error:
+        case Unavailable(reason=""):
+            where = "no Gateway answers at" if "," not in talk.gateway else "none of the Gateways answers:"
+            return f"{where} {talk.gateway}: start one with `onward dev FILE`, or name another one with --gateway"
+        case RunNotFound():
+            return f"{line(str(error))}: see {talk.command('runs')}"
+        case RequestError(violations=[_, *_]):
+            return "\n  ".join([line(str(error)), *map(line, error.violations)])
+        case RequestError(retry_after_s=seconds) if seconds:
+            return f"{line(str(error))}; try again in {seconds:g} s"
+    return line(str(error))
+
+
+async def _talk(talk: Talk, work: Callable[[Client], Awaitable[int]]) -> int:
+    """Do a command's work with a client, and say what went wrong in words."""
+    # Texts come in all characters, and not every terminal or pipe takes them.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        async with Client(talk.gateway, patience=PATIENCE_S) as client:
+            return await work(client)
+    except OnwardError as error:
+        said = explain(error, talk)
+    except (Refused, ValueError) as error:
+        said = str(error)
+    except BrokenPipeError:
+        # Whoever read has seen enough. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    sys.stderr.write(f"onward: {said}\n")
+    return REFUSED
+
+
+async def _follow(run: Run, after: int, talk: Talk) -> int:
+    again = talk.command("follow", run.run_id)
+    try:
+        async with Client(talk.gateway, patience=FOLLOW_PATIENCE_S) as client:
+            if talk.json:
+                ended = await follow_as_json(client, run, after=after)
+            else:
+                ended = await follow_shown(client, run, _console(), after=after, again=again)
+    except asyncio.CancelledError:
+        # Ctrl-C: asyncio.run makes it KeyboardInterrupt again, which exits with 130.
+        sys.stderr.write(f"\nnot watching any more; run {run.run_id} goes on. Follow it again: {again}\n")
+        raise
+    return SUCCEEDED if ended.state == RUN_STATE_SUCCEEDED else FAILED
+
+
+async def _unknown_workflow(client: Client, name: str, why: str, talk: Talk) -> str:
+    names = [each.name for each in await client.workflows()]
+    near = get_close_matches(name, names, n=3)
+    if near:
+        return f"{line(why)}: did you mean {' or '.join(near)}?"
+    return f"{line(why)}: see {talk.command('workflows')}" if names else f"{line(why)}: none is served yet"
+
+
+def _answer(run: Run, talk: Talk) -> int:
+    if talk.json:
+        write_json(document(run))
+    else:
+        sys.stdout.write(f"run {run.run_id} is {state_of(run)}\n")
+    return SUCCEEDED
+
+
+def _state(given: str) -> str:
+    names = [
+        name.removeprefix("RUN_STATE_")
+        for name in RunState.DESCRIPTOR.values_by_name
+        if name != "RUN_STATE_UNSPECIFIED"
+    ]
+    if given.upper() not in names:
+        raise Refused(f"--state {given} is none: there are {', '.join(names).lower()}")
+    return given.upper()
+
+
+def _hint(text: str) -> None:
+    """Say something that is not the answer: programs read only that."""
+    Console(stderr=True, highlight=False).print(Text(text, style="dim"), soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False)
