@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 import model
 from onward import component, publish, status, workflow
@@ -47,17 +47,19 @@ class Post:
 
 def distinct(titles: list[str]) -> list[str]:
     """Drop what is there twice. Models repeat themselves, small ones often; too few that differ is an error."""
-    unique = list({title.strip().casefold(): title.strip() for title in titles}.values())
+    unique: dict[str, str] = {}
+    for title in titles:
+        unique.setdefault(title.casefold(), title)
     if len(unique) < SECTIONS_MIN:
         raise ValueError(f"only {len(unique)} different titles in {titles}")
-    return unique
+    return list(unique.values())
 
 
 class Outline(BaseModel):
     """The shape that an outline must have: the model is told, and its answer is checked."""
 
     titles: Annotated[
-        list[Annotated[str, Field(min_length=8, max_length=60)]],
+        list[Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=80)]],
         Field(min_length=SECTIONS_MIN, max_length=SECTIONS_MAX),
         AfterValidator(distinct),
     ]

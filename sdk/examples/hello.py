@@ -1,4 +1,4 @@
-"""The smallest workflow: one component that thinks, one that streams what it says word by word.
+"""The smallest workflow: one component finds the words, another streams them.
 
 onward dev sdk/examples/hello.py
 onward start hello --input '{"name": "Ada"}' --follow
@@ -12,28 +12,24 @@ from onward import component, status, workflow
 PAUSE_S = 0.1
 
 
-@component
+@component.retry(attempts=3, backoff="1s..10s").timeout("30s")
 async def greeting(name: str) -> str:
     """Find the words."""
-    return f"Hello {name}, this run goes on while you look away."
+    return f"Hello {name}, this goes on while you look away."
 
 
 @component
 async def say(text: str) -> AsyncIterator[str]:
-    """Stream the text: who yields is read as it comes, and who awaits gets the whole."""
-    for word in text.split(" "):
-        await asyncio.sleep(PAUSE_S)
-        yield f"{word} "
+    """Stream them: what it yields is shown as it comes, and who awaits it gets the whole."""
+    for word in text.split():
+        await asyncio.sleep(PAUSE_S)  # so that there is something to watch
+        yield word + " "
 
 
 @workflow
 async def hello(name: str = "world") -> str:
-    """Greet somebody, slowly."""
+    """Greet somebody."""
     status("Thinking")
     text = await greeting(name)
     status("Speaking")
-    return (await say(text)).strip()
-
-
-if __name__ == "__main__":
-    print(asyncio.run(greeting("Ada")))  # outside a run a component is a function
+    return await say(text)

@@ -92,9 +92,11 @@ def _best() -> str:
 
 
 def _connect_openai() -> AsyncOpenAI:
-    # No retries here: the component that asks has a policy, and the two would multiply.
-    # Servers that speak this API without a key still get one, since the package asks for it.
-    return AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=0)
+    return AsyncOpenAI(
+        base_url=os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a server of one's own wants none, but the package does
+        max_retries=0,  # the component that asks has a policy, and the two would multiply
+    )
 
 
 def _said(prompt: str) -> ChatCompletionUserMessageParam:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from itertools import count
 from typing import Any
 
@@ -19,32 +19,34 @@ WORDS_PER_SECOND = 25.0
 """`ONWARD_EXAMPLE_SPEED` sets another speed; 0 means without delay."""
 
 
-def connect() -> AsyncOpenAI:
-    """Give a client whose requests are answered by the script, without a server in between."""
-    return AsyncOpenAI(
-        base_url="http://script.invalid/v1",
-        api_key="none",
-        max_retries=0,
-        http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_answer)),
-    )
-
-
-async def _answer(request: httpx2.Request) -> httpx2.Response:
+async def answer(request: httpx2.Request) -> httpx2.Response:
+    """Answer a request for a completion: with the text, or in the shape that was asked for."""
     question: dict[str, Any] = json.loads(request.content)
     if question.get("stream"):
-        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_stream())
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream())
     form = question["response_format"]["json_schema"]["schema"]
     await asyncio.sleep(20 * _pause_s())
     message = {"role": "assistant", "content": json.dumps(_filled(form, count(1)))}
     return httpx2.Response(200, json=_completion({"message": message, "finish_reason": "stop"}))
 
 
-async def _stream() -> AsyncIterator[bytes]:
+async def stream() -> AsyncIterator[bytes]:
+    """Yield the text as a model sends it."""
     for word in TEXT.split():
         await asyncio.sleep(_pause_s())
         yield _line(_completion({"delta": {"content": f"{word} "}, "finish_reason": None}))
     yield _line(_completion({"delta": {}, "finish_reason": "stop"}))
     yield b"data: [DONE]\n\n"
+
+
+def connect(answer: Callable[[httpx2.Request], Coroutine[None, None, httpx2.Response]] = answer) -> AsyncOpenAI:
+    """Give a client whose requests are answered by the script, without a server in between."""
+    return AsyncOpenAI(
+        base_url="http://script.invalid/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(answer)),
+    )
 
 
 def _filled(form: dict[str, Any], number: Any, name: str = "answer") -> Any:
