@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onward.client import Client as Client
+    from onward.client import SyncClient as SyncClient
     from onward.components import Component as Component
     from onward.components import component as component
     from onward.errors import ComponentError as ComponentError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from onward.errors import InvalidInput as InvalidInput
     from onward.errors import InvalidRequest as InvalidRequest
     from onward.errors import LimitReached as LimitReached
+    from onward.errors import NotFound as NotFound
     from onward.errors import OnwardError as OnwardError
     from onward.errors import PositionLost as PositionLost
     from onward.errors import RequestError as RequestError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from onward.errors import Unavailable as Unavailable
     from onward.errors import WorkflowNotFound as WorkflowNotFound
     from onward.errors import WrongState as WrongState
+    from onward.fold import View as View
     from onward.mapping import map as map  # noqa: A004 - read as `onward.map`
     from onward.show import publish as publish
     from onward.show import status as status
@@ -36,6 +39,8 @@ __version__ = "0.1.0"
 # Imported when first asked for: who wants only the contract (`onward.v1`) does not pay for the rest.
 _HOMES = {
     "Client": "client",
+    "SyncClient": "client",
+    "View": "fold",
     "Component": "components",
     "component": "components",
     "map": "mapping",
@@ -52,6 +57,7 @@ _HOMES = {
             "InvalidInput",
             "InvalidRequest",
             "LimitReached",
+            "NotFound",
             "OnwardError",
             "PositionLost",
             "RequestError",

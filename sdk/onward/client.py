@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Self
 from google.protobuf.duration_pb2 import Duration as DurationMessage
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from onward.blocking import Answer, Facade, Items, LoopThread
+from onward.blocking import Answer, Facade, Flattened, Items, LoopThread
 from onward.continuity import Continuity, EventsMissing
 from onward.durations import Duration, seconds
 from onward.errors import InternalError, RunFailed, Unavailable
@@ -294,10 +294,20 @@ class Client:
             PositionLost: The log cannot be read from there: trimmed, ahead of the newest event, or rebuilt.
             Unavailable: Nobody answers any more.
         """
-        async with aclosing(self._subscribe(run_id, _position(after, last), view).batches()) as batches:
+        async with aclosing(self.follow_batches(run_id, after=after, last=last, view=view)) as batches:
             async for events in batches:
                 for event in events:
                     yield event
+
+    def follow_batches(
+        self, run_id: str, *, after: int | str | None = 0, last: int | None = None, view: ViewName = "raw"
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """As `follow`, but yield together what came together: for who reads more than 100,000 events a second."""
+        start = _position(after, last)
+        subscription = Subscription(
+            self._gateways, run_id, start=start, view=_VIEWS[view], heartbeat_s=self._heartbeat_s
+        )
+        return subscription.batches()
 
     async def watch(self, run_id: str) -> AsyncGenerator[View, None]:
         """Yield what a user sees of a run, each time that there is something new, until it has ended.
@@ -308,7 +318,7 @@ class Client:
             RequestError: As `follow`.
         """
         view = View()
-        async with aclosing(self._subscribe(run_id, _position(0, None), "settled").batches()) as batches:
+        async with aclosing(self.follow_batches(run_id, view="settled")) as batches:
             async for events in batches:
                 for event in events:
                     view.apply(await self.with_value(run_id, event))
@@ -428,16 +438,12 @@ class Client:
 
         For who folds events himself: a `View` cannot patch a state that it does not have.
         """
-        value = event.published.value
-        if not event.HasField("published") or value.WhichOneof("value") != "blob_uri":
+        if not event.HasField("published") or event.published.value.WhichOneof("value") != "blob_uri":
             return event
         whole = Event()
         whole.CopyFrom(event)
-        whole.published.value.data = await self.read_blob(run_id, value.blob_uri)
+        whole.published.value.data = await self.read_blob(run_id, event.published.value.blob_uri)
         return whole
-
-    def _subscribe(self, run_id: str, start: gateway.Position, view: ViewName) -> Subscription:
-        return Subscription(self._gateways, run_id, start=start, view=_VIEWS[view], heartbeat_s=self._heartbeat_s)
 
 
 class RunHandle:
@@ -463,6 +469,12 @@ class RunHandle:
     ) -> AsyncGenerator[Event, None]:
         """As `Client.follow`."""
         return self._client.follow(self.run_id, after=after, last=last, view=view)
+
+    def follow_batches(
+        self, *, after: int | str | None = 0, last: int | None = None, view: ViewName = "raw"
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """As `Client.follow_batches`."""
+        return self._client.follow_batches(self.run_id, after=after, last=last, view=view)
 
     def watch(self) -> AsyncGenerator[View, None]:
         """As `Client.watch`."""
@@ -510,7 +522,7 @@ class SyncRunHandle(Facade[RunHandle]):
         return self.target.run_id
 
     get = Answer(RunHandle.get)
-    follow = Items(RunHandle.follow)
+    follow = Flattened(RunHandle.follow_batches)
     watch = Items(RunHandle.watch)
     view = Answer(RunHandle.view)
     result = Answer(RunHandle.result)
@@ -533,7 +545,7 @@ class SyncClient(Facade[Client]):
     signal = Answer(Client.signal)
     resume = Answer(Client.resume)
     workflows = Answer(Client.workflows)
-    follow = Items(Client.follow)
+    follow = Flattened(Client.follow_batches)
     watch = Items(Client.watch)
     view = Answer(Client.view)
     events = Items(Client.events)

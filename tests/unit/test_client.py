@@ -618,6 +618,14 @@ async def test_being_handed_round_without_progress_ends() -> None:
             await offsets(client.follow("r"))
 
 
+async def test_progress_renews_the_patience() -> None:
+    """A stream that is cut again and again, but goes on, may take as long as it takes."""
+    gateway = Gateway(events=60)
+    gateway.streams += [[opened(offset - 1), batch(offset), CUT] for offset in range(1, 61)]
+    async with talking(gateway, patience=0.2) as client:
+        assert await offsets(client.follow("r")) == list(range(1, 61))
+
+
 async def test_events_that_come_again_are_skipped() -> None:
     """Whole batches, their beginnings, single ones; the position too may be said to be earlier than asked for."""
     gateway = Gateway(events=9)
