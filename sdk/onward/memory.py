@@ -69,6 +69,11 @@ class MemoryRun:
         """The newest offset."""
         return len(self._log)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nobody is to take it up again by itself: it is terminal or PAUSED."""
+        return self.state in TERMINAL or self.state == RUN_STATE_PAUSED
+
     def begin(self, *, dies_after: int = 0) -> MemoryLog:
         """Hand the run to a new attempt and return its log. Every earlier attempt is fenced.
 

@@ -3,8 +3,8 @@
     caller's span → run → attempt → component → component …
 
 A run's span lasts from acceptance to its end, across processes, and nobody holds it open: its ids are made from the
-run itself, so that every attempt can name it as parent, and whoever closes the log emits it once. `onward.telemetry` sets up
-the provider.
+run itself, so that every attempt can name it as parent, and whoever closes the log emits it once. `onward.telemetry`
+sets up the provider.
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""Run workflows in a test, in process and without infrastructure, and look at what their users would have seen.
+
+    async def test_the_blog_has_a_section_for_each_title() -> None:
+        result = await testing.run(blog_post, "tea")
+        assert result.output.sections == 3
+        assert result.statuses[0] == "Outlining"
+
+The input and the result travel as JSON, as they do in production. Nobody waits between tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from onward.engine import Attempt
+from onward.errors import RunFailed
+from onward.fold import View, fold
+from onward.memory import MemoryLog, MemoryRun
+from onward.retry import sleep
+from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_STARTED, Event
+from onward.v1.run_pb2 import Payload, Run, RunError, RunState
+from onward.workflows import Workflow
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_crashes: ContextVar[tuple[int, ...]] = ContextVar("onward_testing_crashes", default=())
+
+
+class Result(Generic[T]):
+    """A run that has ended.
+
+    Attributes:
+        events: Its log.
+        view: What a user of the run sees: the log, folded.
+        attempts: How many executors it took.
+    """
+
+    def __init__(self, workflow: Workflow[..., Any, Any], run: MemoryRun) -> None:
+        self.events: list[Event] = run.events
+        self.view: View = fold(self.events)
+        self.attempts = run.attempt
+        self._workflow = workflow
+        self._end = self.events[-1].run_state_changed
+        self._run = run
+
+    @property
+    def state(self) -> str:
+        """How it ended: "SUCCEEDED", "FAILED", "CANCELLED" or "PAUSED"."""
+        return RunState.Name(self._end.state).removeprefix("RUN_STATE_")
+
+    @property
+    def output(self) -> T:
+        """What the workflow returned, in its annotated type.
+
+        Raises:
+            RunFailed: It did not succeed.
+        """
+        if self.state != "SUCCEEDED":
+            raise RunFailed("under test", self.state, self._end.error.reason, self._end.error.message)
+        payload = self._end.output
+        data = payload.data if payload.WhichOneof("value") == "data" else self._run.blobs[payload.blob_uri]
+        output: T = self._workflow.signature.load_output(data)
+        return output
+
+    @property
+    def error(self) -> RunError | None:
+        """Why it failed or is paused; None where it did not."""
+        return self._end.error if self._end.HasField("error") else None
+
+    @property
+    def statuses(self) -> list[str]:
+        """The lines of progress of all components that are not void, oldest first."""
+        return [status.message for status in self.view.statuses]
+
+
+async def run(
+    workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs
+) -> Result[T]:
+    """Run `workflow` with these arguments to its end.
+
+    Raises:
+        TypeError: The workflow does not take them, or they have no JSON form.
+    """
+    signature = workflow.signature
+    data = signature.dump_input(signature.arguments(args, kwargs))
+    if data is None:
+        raise TypeError(f"the input of {workflow.name} has no JSON form")
+    memory = MemoryRun()
+    crashes = _crashes.get()
+    with no_backoff():
+        for dies_after in (*crashes, 0):
+            await _attempt(workflow, data, memory, memory.begin(dies_after=dies_after))
+            if memory.ended:
+                break
+    return Result(workflow, memory)
+
+
+@contextmanager
+def crash(*after_offsets: int) -> Iterator[None]:
+    """Let every run in the block lose its executor right after these offsets of its log, and go on in another attempt.
+
+    Args:
+        after_offsets: One for each attempt that dies, rising.
+    """
+    token = _crashes.set(after_offsets)
+    try:
+        yield
+    finally:
+        _crashes.reset(token)
+
+
+@contextmanager
+def no_backoff() -> Iterator[None]:
+    """Let nobody in the block wait between tries. `run` does this itself."""
+    token = sleep.set(_sleep_not)
+    try:
+        yield
+    finally:
+        sleep.reset(token)
+
+
+async def _sleep_not(_: float) -> None:
+    await asyncio.sleep(0)
+
+
+async def _attempt(workflow: Workflow[..., Any, Any], data: bytes, memory: MemoryRun, log: MemoryLog) -> None:
+    run = Run(run_id="test", namespace="test", workflow=workflow.name, input=Payload(data=data, size=len(data)))
+    await Attempt(
+        workflow,
+        run=run,
+        log=log,
+        attempt=log.attempt,
+        cause=ATTEMPT_CAUSE_STARTED if log.attempt == 1 else ATTEMPT_CAUSE_EXECUTOR_LOST,
+        executor_id=f"executor-{log.attempt}",
+        deployment="test",
+    ).run()
