@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from onward.errors import Unavailable as Unavailable
     from onward.errors import WorkflowNotFound as WorkflowNotFound
     from onward.errors import WrongState as WrongState
-    from onward.fold import View as View
     from onward.mapping import map as map  # noqa: A004 - read as `onward.map`
     from onward.show import publish as publish
     from onward.show import status as status
     from onward.streams import Stream as Stream
+    from onward.views import View as View
+    from onward.views import fold as fold
     from onward.workflows import Workflow as Workflow
     from onward.workflows import workflow as workflow
 
@@ -40,7 +41,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "client",
     "SyncClient": "client",
-    "View": "fold",
+    "View": "views",
+    "fold": "views",
     "Component": "components",
     "component": "components",
     "map": "mapping",

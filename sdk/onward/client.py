@@ -18,7 +18,6 @@ from onward.blocking import Answer, Facade, Flattened, Items, LoopThread
 from onward.continuity import Continuity, EventsMissing
 from onward.durations import Duration, seconds
 from onward.errors import InternalError, RunFailed, Unavailable
-from onward.fold import TERMINAL, View
 from onward.gateways import ANSWER_S, Gateways
 from onward.payload import decode, decode_bytes, encode
 from onward.subscription import Subscription
@@ -26,6 +25,7 @@ from onward.tracing import current_trace_parent
 from onward.v1 import gateway_service_pb2 as gateway
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import RUN_STATE_PAUSED, RUN_STATE_SUCCEEDED, Payload, Run, RunState
+from onward.views import TERMINAL, View
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a Gateway listens unless told otherwise."""

@@ -18,11 +18,11 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from onward.engine import Attempt
 from onward.errors import RunFailed
-from onward.fold import View, fold
 from onward.memory import MemoryLog, MemoryRun
 from onward.retry import sleep
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_STARTED, Event
 from onward.v1.run_pb2 import Payload, Run, RunError, RunState
+from onward.views import View, fold
 from onward.workflows import Workflow
 
 P = ParamSpec("P")
@@ -78,9 +78,7 @@ class Result(Generic[T]):
         return [status.message for status in self.view.statuses]
 
 
-async def run(
-    workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs
-) -> Result[T]:
+async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
     """Run `workflow` with these arguments to its end.
 
     Raises:

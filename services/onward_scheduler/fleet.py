@@ -126,11 +126,11 @@ class Fleet:
         """Return how many runs of a deployment could be handed out now."""
         return sum(max(0, link.free) for link in self._links.values() if link.executor.deployment == deployment)
 
-    def rest(self, link: Link) -> None:
-        """Give an executor that did not take a run a pause."""
+    def rest(self, link: Link, pause_s: float = PENALTY_S) -> None:
+        """Give no run for `pause_s` seconds to an executor that did not take one, or let a lease run out."""
         loop = asyncio.get_running_loop()
-        link.rest_until = loop.time() + PENALTY_S
-        loop.call_later(PENALTY_S + 0.01, self._on_room, link.executor.deployment)
+        link.rest_until = loop.time() + pause_s
+        loop.call_later(pause_s + 0.01, self._on_room, link.executor.deployment)
 
     async def _watch(self, link: Link) -> None:
         """Follow one executor until it is proven dead or ends. A break that proves nothing is left to the lease."""

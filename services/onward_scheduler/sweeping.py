@@ -78,6 +78,8 @@ class Sweeper:
         reason = f"executor {lease.holder} let its lease run out"
         if await self._runs.lose(lease.namespace, lease.run_id, lease.attempt, "expired", reason=reason):
             logger.warning("run %s was lost: %s", lease.run_id, reason)
+            if link := self._dispatcher.fleet.link(lease.holder):
+                self._dispatcher.fleet.rest(link, self._lease_ttl_s)
 
     async def _expel(self, namespace: str, run_id: str) -> None:
         holder = await self._runs.expel(namespace, run_id)

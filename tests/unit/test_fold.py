@@ -12,7 +12,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.fold import View, fold
 from onward.patch import Document, PatchError
 from onward.payload import Blob, encode
 from onward.v1.event_pb2 import (
@@ -53,6 +52,7 @@ from onward.v1.run_pb2 import (
     Payload,
     RunError,
 )
+from onward.views import View, fold
 
 
 def log(*events: Event) -> list[Event]:
