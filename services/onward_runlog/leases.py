@@ -16,6 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from onward.v1.run_pb2 import RunState
 from onward_runlog.store import VERSION, Store
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Heartbeat:
     async def beating(self) -> AsyncIterator[Heartbeat]:
         """Renew until the block ends."""
         loop = asyncio.get_running_loop()
+        self._turned = time.monotonic()
         thread = threading.Thread(target=self._beat, args=(loop, threading.get_ident()), name="heartbeat", daemon=True)
         thread.start()
         try:
@@ -141,6 +143,8 @@ class Heartbeat:
             replies = pipeline.execute()
         for group, reply in zip(by_base.values(), replies, strict=True):
             for held, (ok, state, _) in zip(group, reply, strict=True):
+                if ok and state == RunState.RUN_STATE_RUNNING:
+                    continue
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._on_renewal, Renewal(held, bool(ok), int(state)))
 

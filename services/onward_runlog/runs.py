@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
@@ -218,7 +219,7 @@ class Runs:
         Args:
             attempt: The attempt that is meant; another one is left alone.
             why: "lost" (its executor is dead), "expired" (only if the lease has run out), "handed_over" (it drains) or
-                "refused" (it never took the run).
+                "refused" (it did not take the run, or did not say so).
             reason: Goes into the log, for a person.
 
         Returns:
@@ -313,17 +314,17 @@ class Runs:
     async def held_by(self, executor_id: str) -> list[Lease]:
         """Return every run that an executor holds, over all partitions."""
         bases = self._store.bases()
-        calls = [self._store.call("held", base, executor_id) for base in bases]
+        replies = await asyncio.gather(*(self._store.call("held", base, executor_id) for base in bases))
         found = []
-        for call in calls:
-            found += [Lease(*_split(ref), attempt, executor_id) for ref, attempt in _by_two(await call)]
+        for reply in replies:
+            found += [Lease(*_split(ref), attempt, executor_id) for ref, attempt in _by_two(reply)]
         return found
 
     async def sweep(self) -> dict[str, Swept]:
         """Do what is due in every partition and return what is left to decide, by base name."""
         bases = self._store.bases()
         calls = [self._store.call("sweep", base, SWEEP_MAX, patience_s=0.0) for base in bases]
-        return {base: _swept(await call) for base, call in zip(bases, calls, strict=True)}
+        return {base: _swept(reply) for base, reply in zip(bases, await asyncio.gather(*calls), strict=True)}
 
     def _taken(self, base: str, ref: str, record: Mapping[bytes, bytes | None]) -> Taken:
         run = run_from(record)

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -42,6 +43,9 @@ BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = EVENT_BYTES_MAX
 """What one run may add to one append, or one event."""
 
+CALL_BYTES_MAX = 8 * 1024 * 1024
+"""What one call of append may carry, or one run's batch: the server does nothing else meanwhile."""
+
 LINGER_S = 0.002
 """How long an event that nobody waits for may wait for company."""
 
@@ -51,18 +55,21 @@ READ_EVENTS = 500
 PAUSE_S = 1.0
 """Pause before a server that refuses writes (out of memory, disk full) is asked again."""
 
-_REFUSALS: dict[bytes, type[LogError]] = {
-    b"fenced": AttemptFenced,
-    b"jump": AttemptFenced,
-    b"closed": LogClosed,
-    b"full": LogFull,
-}
+
+@dataclass(slots=True)
+class _Unsent:
+    """What goes into the log in one step: an event, values for the memo, or both."""
+
+    event: bytes | None
+    memo: tuple[str | bytes, ...]
+    size: int
 
 
 @dataclass(slots=True)
 class _Batch:
     log: RedisAttemptLog
-    events: int
+    items: int
+    size: int
     arguments: list[Argument]
 
 
@@ -82,6 +89,7 @@ class LogWriter:
         self._dirty: dict[RedisAttemptLog, None] = {}
         self._wanted = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
+        self._insisting: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[LogWriter]:
@@ -92,8 +100,10 @@ class LogWriter:
         finally:
             if self._linger is not None:
                 self._linger.cancel()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            tasks = [task, *self._insisting]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def log(
         self, namespace: str, run_id: str, attempt: int, *, on_cancelling: Callable[[], None] = lambda: None
@@ -129,22 +139,37 @@ class LogWriter:
             for log in dirty:
                 if batch := log.take():
                     by_base.setdefault(log.base, []).append(batch)
-            await asyncio.gather(*(self._commit(base, batches) for base, batches in by_base.items()))
+            groups = [(base, group) for base, batches in by_base.items() for group in _groups(batches)]
+            await asyncio.gather(*(self._commit(base, group) for base, group in groups))
 
     async def _commit(self, base: str, batches: list[_Batch]) -> None:
+        try:
+            await self._send(base, batches)
+        except ResponseError as error:
+            logger.error("the store refuses to write for %d runs, trying on: %s", len(batches), error)
+            for batch in batches:
+                task = asyncio.create_task(self._insist(base, batch), name="log writer insists")
+                self._insisting.add(task)
+                task.add_done_callback(self._insisting.discard)
+
+    async def _insist(self, base: str, batch: _Batch) -> None:
+        """Try until the server takes it. Each run by itself: what is wrong with one must not hold up the others."""
+        while True:
+            await asyncio.sleep(PAUSE_S)
+            try:
+                await self._send(base, [batch])
+                return
+            except ResponseError as error:
+                logger.debug("the store refuses to write for run %s: %s", batch.log.ref, error)
+
+    async def _send(self, base: str, batches: list[_Batch]) -> None:
         arguments: list[Argument] = [*self._limits]
         for batch in batches:
             arguments += batch.arguments
-        while True:
-            try:
-                # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
-                replies = await self.store.call("append", base, *arguments, patience_s=float("inf"))
-                break
-            except ResponseError as error:
-                logger.error("the store refuses to write, trying again: %s", error)
-                await asyncio.sleep(PAUSE_S)
+        # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
+        replies = await self.store.call("append", base, *arguments, patience_s=float("inf"))
         for batch, reply in zip(batches, replies, strict=True):
-            batch.log.settle(batch.events, reply)
+            batch.log.settle(batch.items, reply)
 
 
 class RedisAttemptLog:
@@ -158,38 +183,38 @@ class RedisAttemptLog:
         self._writer = writer
         self._sequence = 0
         self._blobs = 0
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[_Unsent] = deque()
         self._unsent_bytes = 0
-        self._memo: list[Argument] = []
-        self._ending: tuple[Argument, Argument, Argument] | None = None
-        self._in_flight = 0
+        self._ending: tuple[int, bytes, bytes] | None = None
+        self._in_flight = False
         self._handed_over = 0
         self._committed = 0
         self._last_offset = 0
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
         self._crowded: list[asyncio.Future[None]] = []
         self._refused: LogError | None = None
+        self._finishing: LogError | None = None
+        """What is said to whoever comes after `finish`: nothing follows the closing event."""
 
     # What the engine calls.
 
     def post(self, event: Event) -> None:
         """See AttemptLog.post."""
-        self._take_in(event)
-        self._writer.touch(self, urgent=False)
+        data = _serialized(event)
+        if self._refused is None and self._finishing is None:
+            self._take_in(data)
+            self._writer.touch(self, urgent=False)
 
     async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
         """See AttemptLog.append."""
         self._raise_refusal()
-        encoded = [event.SerializeToString() for event in events]
-        for data in encoded:
-            if len(data) > EVENT_BYTES_MAX:
-                raise EventTooLarge(len(data))
-        for data in encoded:
-            self._unsent.append(data)
-            self._unsent_bytes += len(data)
-        self._handed_over += len(encoded)
-        for name, value in (memo or {}).items():
-            self._memo += (name, value)
+        encoded: list[bytes | None] = [_serialized(event) for event in events]
+        if memo and not encoded:
+            encoded.append(None)
+        for data in encoded[:-1]:
+            self._take_in(data)
+        if encoded:
+            self._take_in(encoded[-1], memo)
         return await self._commit()
 
     async def room(self) -> None:
@@ -204,12 +229,16 @@ class RedisAttemptLog:
     async def finish(self, event: Event) -> None:
         """See AttemptLog.finish."""
         change = event.run_state_changed
-        if isinstance(self._refused, LogFull):
-            self._refused = None
+        data = _serialized(event)
+        if change.state == RunState.RUN_STATE_PAUSED and isinstance(self._refused, LogFull):
+            self._refused = self._finishing = None
+        self._raise_refusal()
         output = change.output.SerializeToString() if change.HasField("output") else b""
         error = change.error.SerializeToString() if change.HasField("error") else b""
-        self._take_in(event)
+        self._take_in(data)
         self._ending = (int(change.state), output, error)
+        paused = change.state == RunState.RUN_STATE_PAUSED
+        self._finishing = AttemptFenced("the run was paused") if paused else LogClosed("the run has ended")
         await self._commit()
 
     async def read(self, *, after: int = 0) -> AsyncIterator[Event]:
@@ -217,7 +246,7 @@ class RedisAttemptLog:
         while True:
             start = f"{after + 1}-0"
             log = keys.log(self.base, self.ref)
-            entries = await self._writer.store.command("XRANGE", log, start, "+", "COUNT", READ_EVENTS)
+            entries = await self._command("XRANGE", log, start, "+", "COUNT", READ_EVENTS)
             for _, fields in entries:
                 event = Event.FromString(fields[1])
                 after = event.offset
@@ -227,7 +256,7 @@ class RedisAttemptLog:
 
     async def read_memo(self) -> Mapping[str, bytes]:
         """See AttemptLog.read_memo."""
-        memo = pairs(await self._writer.store.command("HGETALL", keys.memo(self.base, self.ref)))
+        memo = pairs(await self._command("HGETALL", keys.memo(self.base, self.ref)))
         return {name.decode(): value for name, value in memo.items()}
 
     async def put_blob(self, data: bytes) -> str:
@@ -238,52 +267,58 @@ class RedisAttemptLog:
         call = self._writer.store.call("blob", self.base, self.ref, self.attempt, name, data, patience_s=float("inf"))
         status = (await call)[0]
         if status != b"ok":
-            raise AttemptFenced("another attempt holds the run")
+            raise _refusal(status, self.ref)
         return f"blob:{name}"
 
     async def get_blob(self, blob_uri: str) -> bytes:
         """See AttemptLog.get_blob."""
         name = blob_uri.removeprefix("blob:")
-        value: bytes | None = await self._writer.store.command("GET", keys.blob(self.base, self.ref, name))
+        value: bytes | None = await self._command("GET", keys.blob(self.base, self.ref, name))
         if value is None:
             raise KeyError(blob_uri)
         return value
+
+    def _command(self, *command: Argument) -> asyncio.Future[Any]:
+        # For ever, as an append: an attempt goes on when the store is back.
+        return self._writer.store.command(*command, patience_s=float("inf"))
 
     # What the writer calls.
 
     def take(self) -> _Batch | None:
         """Return what goes out next, or None: one batch of a log is under way at a time, so order is kept."""
-        if self._in_flight or self._refused or not (self._unsent or self._memo or self._ending):
+        if self._in_flight or self._refused or not self._unsent:
             return None
         events: list[bytes] = []
-        size = 0
-        for data in self._unsent:
-            if len(events) == BATCH_EVENTS_MAX or (events and size + len(data) > BATCH_BYTES_MAX):
+        memo: list[Argument] = []
+        items, size = 0, 0
+        for item in self._unsent:
+            if items == BATCH_EVENTS_MAX or (items and size + item.size > BATCH_BYTES_MAX):
                 break
-            events.append(data)
-            size += len(data)
-        last = len(events) == len(self._unsent)
-        # Memo and end belong to the newest events, so they go with the batch that holds these.
-        ending = self._ending if last and self._ending else ("", b"", b"")
-        memo = self._memo if last else []
-        if last:
-            self._memo, self._ending = [], None
-        self._in_flight = len(events) or 1
+            if item.event is not None:
+                events.append(item.event)
+            memo += item.memo
+            items += 1
+            size += item.size
+        ending: tuple[int | str, bytes, bytes] = ("", b"", b"")
+        if self._ending and items == len(self._unsent):  # the closing event is the newest
+            ending, self._ending = self._ending, None
+            size += len(ending[1]) + len(ending[2])
+        self._in_flight = True
         self._sequence += 1
         arguments: list[Argument] = [self.ref, self.attempt, self._sequence, *ending, len(events), *events]
         arguments += (len(memo) // 2, *memo)
-        return _Batch(self, len(events), arguments)
+        return _Batch(self, items, size, arguments)
 
-    def settle(self, events: int, reply: list[Any]) -> None:
+    def settle(self, items: int, reply: list[Any]) -> None:
         """Take the function's reply to the batch under way."""
-        self._in_flight = 0
+        self._in_flight = False
         status, state, _, last_offset, _ = reply
         if status != b"ok":
-            self._refuse(_REFUSALS[status](_why(status, self.ref)))
+            self._refuse(_refusal(status, self.ref))
             return
-        for _ in range(events):
-            self._unsent_bytes -= len(self._unsent.popleft())
-        self._committed += events
+        for _ in range(items):
+            self._unsent_bytes -= self._unsent.popleft().size
+        self._committed += items
         self._last_offset = last_offset
         while self._waiting and self._waiting[0][0] <= self._committed:
             waiter = self._waiting.popleft()[1]
@@ -291,22 +326,23 @@ class RedisAttemptLog:
                 waiter.set_result(last_offset)
         if self._crowded and not self._is_crowded():
             self._let_in()
-        if self._unsent or self._memo or self._ending:
+        if self._unsent:
             self._writer.touch(self, urgent=bool(self._waiting))
         if state == RunState.RUN_STATE_CANCELLING:
             self._on_cancelling()
 
-    def _take_in(self, event: Event) -> None:
-        self._raise_refusal()
-        data = event.SerializeToString()
-        if len(data) > EVENT_BYTES_MAX:
-            raise EventTooLarge(len(data))
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
+    def _take_in(self, event: bytes | None, memo: Mapping[str, bytes] | None = None) -> None:
+        size = len(event) if event is not None else 0
+        pairs: tuple[str | bytes, ...] = ()
+        if memo:
+            pairs = tuple(chain.from_iterable(memo.items()))
+            size += sum(map(len, pairs))
+        self._unsent.append(_Unsent(event, pairs, size))
+        self._unsent_bytes += size
         self._handed_over += 1
 
     async def _commit(self) -> int:
-        if self._committed == self._handed_over and not (self._memo or self._ending):
+        if self._committed == self._handed_over:
             return self._last_offset
         committed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((self._handed_over, committed))
@@ -323,8 +359,8 @@ class RedisAttemptLog:
         self._crowded.clear()
 
     def _raise_refusal(self) -> None:
-        if self._refused is not None:
-            raise type(self._refused)(*self._refused.args)
+        if error := self._refused or self._finishing:
+            raise type(error)(*error.args)
 
     def _refuse(self, error: LogError) -> None:
         self._refused = error
@@ -333,7 +369,7 @@ class RedisAttemptLog:
         self._unsent.clear()
         self._unsent_bytes = 0
         self._handed_over = self._committed
-        self._memo, self._ending = [], None
+        self._ending = None
         for _, waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)
@@ -341,10 +377,33 @@ class RedisAttemptLog:
         self._let_in()
 
 
-def _why(status: bytes, ref: str) -> str:
-    return {
-        b"fenced": f"another attempt holds run {ref}, or it was taken back",
-        b"jump": f"an append to run {ref} is missing",
-        b"closed": f"run {ref} has ended",
-        b"full": f"the log of run {ref} is at its limit",
-    }[status]
+def _serialized(event: Event) -> bytes:
+    data = event.SerializeToString()
+    if len(data) > EVENT_BYTES_MAX:
+        raise EventTooLarge(len(data))
+    return data
+
+
+def _groups(batches: list[_Batch]) -> Iterator[list[_Batch]]:
+    """Yield the batches in groups of at most CALL_BYTES_MAX, or one."""
+    group: list[_Batch] = []
+    size = 0
+    for batch in batches:
+        if group and size + batch.size > CALL_BYTES_MAX:
+            yield group
+            group, size = [], 0
+        group.append(batch)
+        size += batch.size
+    yield group
+
+
+def _refusal(status: bytes, ref: str) -> LogError:
+    match status:
+        case b"closed":
+            return LogClosed(f"run {ref} has ended")
+        case b"full":
+            return LogFull(f"the log of run {ref} is at its limit")
+        case b"jump":
+            return AttemptFenced(f"an append to run {ref} is missing")
+        case _:
+            return AttemptFenced(f"another attempt holds run {ref}, or it was taken back")

@@ -1,0 +1,121 @@
+"""A wire between a client and the store that breaks as a test wants it to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import unquote, urlparse
+
+import hiredis
+
+
+class Proxy:
+    """Passes commands and replies on. Made by `proxy_to`.
+
+    Attributes:
+        url: Where clients connect.
+        lost: How many replies were lost on purpose.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = urlparse(upstream)
+        self._links: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._pattern = b""
+        self._countdown = 0
+        self.url = ""
+        self.lost = 0
+
+    def lose_reply(self, pattern: bytes, nth: int = 1) -> None:
+        """Let the `nth` command from now that has `pattern` in one of its words be applied, lose its reply and cut."""
+        self._pattern, self._countdown = pattern, nth
+
+    def cut(self) -> None:
+        """Cut every connection."""
+        for link in self._links:
+            link.cancel()
+
+    def stall(self) -> None:
+        """Pass nothing on in either direction until `flow`."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.create_task(self._link(reader, writer))
+        self._links.add(link)
+        link.add_done_callback(self._links.discard)
+
+    async def close(self) -> None:
+        links = list(self._links)
+        self.cut()
+        await asyncio.gather(*links, return_exceptions=True)
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = self._upstream
+        try:
+            if there.scheme == "unix":
+                server_reader, server_writer = await asyncio.open_unix_connection(unquote(there.path))
+            else:
+                server_reader, server_writer = await asyncio.open_connection(there.hostname, there.port)
+        except OSError:
+            writer.close()
+            return
+        doomed: set[int] = set()
+        ways = [
+            asyncio.create_task(self._commands(reader, server_writer, doomed)),
+            asyncio.create_task(self._replies(server_reader, writer, doomed)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            for each in (writer, server_writer):
+                each.close()
+
+    async def _commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int]) -> None:
+        parser = hiredis.Reader()
+        count = 0
+        while data := await reader.read(65536):
+            await self._flowing.wait()
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                count += 1
+                if self._countdown and any(self._pattern in word for word in command if isinstance(word, bytes)):
+                    self._countdown -= 1
+                    if not self._countdown:
+                        doomed.add(count)
+            writer.write(data)
+            await writer.drain()
+
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int]) -> None:
+        parser = hiredis.Reader()
+        count = 0
+        while data := await reader.read(65536):
+            await self._flowing.wait()
+            parser.feed(data)
+            while parser.gets() is not False:
+                count += 1
+                if count in doomed:
+                    self.lost += 1
+                    return
+            writer.write(data)
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def proxy_to(url: str) -> AsyncIterator[Proxy]:
+    """Listen on a free port of the loopback for clients of the store at `url`."""
+    proxy = Proxy(url)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        try:
+            yield proxy
+        finally:
+            await proxy.close()
