@@ -1,0 +1,56 @@
+"""The log on Redis keeps every promise that the one in memory keeps: the same suite, against a real store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from tests.runlog import a_run, log_of
+from tests.unit.test_attempt_log import *  # noqa: F403 - the tests
+from tests.unit.test_attempt_log import NewRun, RunUnderTest
+
+from onward.log import AttemptLog
+from onward.v1.event_pb2 import Event
+from onward.v1.run_pb2 import Run
+from onward_runlog.runs import Runs
+from onward_runlog.store import Store
+from onward_runlog.writer import LogWriter
+
+
+class OnRedis:
+    def __init__(self, writer: LogWriter, run: Run) -> None:
+        self._writer = writer
+        self._run = run
+        self._runs = Runs(writer.store)
+        self._attempt = 0
+
+    async def begin(self) -> AttemptLog:
+        run = self._run
+        if self._attempt:
+            await self._runs.lose(run.namespace, run.run_id, self._attempt, "lost")
+        base, _ = self._writer.store.place(run.namespace, run.run_id)
+        [taken] = await self._runs.claim(base, run.deployment, holder="e1", ttl_s=60, limit=1)
+        self._attempt = taken.attempt
+        return self._writer.log(run.namespace, run.run_id, taken.attempt)
+
+    async def close(self) -> None:
+        """A passed deadline is what ends a run over its executor's head."""
+        base, ref = self._writer.store.place(self._run.namespace, self._run.run_id)
+        await self._writer.store.command("HSET", f"{base}:{ref}:run", "deadline", 1)
+        assert await self._runs.expel(self._run.namespace, self._run.run_id)
+
+    async def events(self) -> list[Event]:
+        return await log_of(self._writer.store, self._run)
+
+
+@pytest.fixture
+async def new_run(store: Store) -> AsyncIterator[NewRun]:  # type: ignore[no-redef] # the suite's own gives memory
+    async with AsyncExitStack() as opened:
+
+        async def new_run(*, events_max: int = 10_000) -> RunUnderTest:
+            writer = await opened.enter_async_context(LogWriter(store, log_events_max=events_max).opened())
+            run, _, _ = await Runs(store).submit(a_run())
+            return OnRedis(writer, run)
+
+        yield new_run
