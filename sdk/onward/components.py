@@ -166,7 +166,8 @@ class ComponentDecorator(Fluent):
     def _with(self, policy: Policy) -> Self:
         return type(self)(policy)
 
-    # Text comes first: the stream of it gives one text, while a stream of anything else gives a list.
+    # Text comes first: the stream of it gives one text, while a stream of anything else gives a list. And where a call
+    # gives a coroutine it says object, since beside an Any mypy would give up on asyncio.gather.
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[P, Text]
@@ -182,11 +183,11 @@ class ComponentDecorator(Fluent):
     @overload
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, T]]
-    ) -> Component[P, Coroutine[Any, Any, T], Coroutine[Any, Any, T]]: ...
+    ) -> Component[P, Coroutine[object, object, T], Coroutine[Any, Any, T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Component[P, Coroutine[Any, Any, T], Awaitable[T]]: ...
+    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Component[P, Coroutine[object, object, T], Awaitable[T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, T]) -> Component[P, Coroutine[Any, Any, T], T]: ...
+    def __call__(self, fn: Callable[P, T]) -> Component[P, Coroutine[object, object, T], T]: ...
     def __call__(self, fn: Callable[..., Any]) -> Component[..., Any, Any]:
         """Make a component of a function.
 

@@ -49,6 +49,8 @@ def load(target: str, *, deployment: str = "") -> Deployment:
         LoadError: There is no such thing, it holds no workflow, two of them have one name, or one cannot be served.
         Exception: What the user's code raises when it is imported.
     """
+    if not target:
+        raise LoadError("say what to load: a Python file, a folder of them, or a module")
     path = Path(target)
     if path.is_dir():
         root, modules = _folder(path.resolve())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from onward.calls import close_generator
 from onward.components import Component
 from onward.instance import CURRENT
 
@@ -21,7 +22,7 @@ def map(  # noqa: A001 - read as `onward.map`
     *,
     concurrency: int = CONCURRENCY_DEFAULT,
     key: Callable[[A], str] | None = None,
-) -> Coroutine[Any, Any, list[T]]:
+) -> Coroutine[object, object, list[T]]:
     """Call `component` with every item, and return the results in the order of the items.
 
     The first error cancels the calls that run, begins no other, and is raised once they have cleaned up.
@@ -77,9 +78,7 @@ async def _map(
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        aclose = getattr(items, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        await close_generator(items)
     for worker in workers:
         if worker in done:
             worker.result()
@@ -88,8 +87,12 @@ async def _map(
 
 async def _aiter(items: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
     if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
+        source = aiter(items)
+        try:
+            async for item in source:
+                yield item
+        finally:
+            await close_generator(source)
     else:
         for item in items:
             yield item

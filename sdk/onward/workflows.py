@@ -102,7 +102,8 @@ class WorkflowDecorator(Fluent):
         """As `Workflow.run_timeout`."""
         return type(self)(self.policy, run_timeout_s=_above_0(seconds(whole)))
 
-    # Text comes first: the stream of it gives one text, while a stream of anything else gives a list.
+    # Text comes first: the stream of it gives one text, while a stream of anything else gives a list. And where a call
+    # gives a coroutine it says object, since beside an Any mypy would give up on asyncio.gather.
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[P, Text]
@@ -118,11 +119,11 @@ class WorkflowDecorator(Fluent):
     @overload
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, T]]
-    ) -> Workflow[P, Coroutine[Any, Any, T], Coroutine[Any, Any, T]]: ...
+    ) -> Workflow[P, Coroutine[object, object, T], Coroutine[Any, Any, T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Workflow[P, Coroutine[Any, Any, T], Awaitable[T]]: ...
+    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Workflow[P, Coroutine[object, object, T], Awaitable[T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, T]) -> Workflow[P, Coroutine[Any, Any, T], T]: ...
+    def __call__(self, fn: Callable[P, T]) -> Workflow[P, Coroutine[object, object, T], T]: ...
     def __call__(self, fn: Callable[..., Any]) -> Workflow[..., Any, Any]:
         """Make a workflow of a function.
 

@@ -30,7 +30,9 @@ def test_every_form_is_understood(duration: Duration, expected: float) -> None:
     assert seconds(duration) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("duration", ["", "2", "2 minutes", "-1s", "1s..2s", "s", "1.s", "1e3s", -1, math.inf, math.nan])
+@pytest.mark.parametrize(
+    "duration", ["", "2", "2 minutes", "-1s", "1s..2s", "s", "1.s", "1e3s", -1, math.inf, math.nan]
+)
 def test_what_is_no_duration_is_refused(duration: Duration) -> None:
     """The message repeats what was written."""
     with pytest.raises(ValueError, match="duration"):

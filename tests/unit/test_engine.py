@@ -369,7 +369,7 @@ async def test_tasks_and_task_groups_know_their_parent() -> None:
         return sum(task.result() for task in tasks)
 
     @workflow
-    async def flow() -> list[int]:
+    async def flow() -> tuple[int, int]:
         return await asyncio.gather(parent(1), parent(2))
 
     events = (await testing.run(flow)).events
@@ -783,7 +783,9 @@ async def test_a_cancelled_run_cleans_up_and_ends_cancelled() -> None:
     assert holding.attempt.state == RUN_STATE_CANCELLED
     assert events[-1].run_state_changed.state == RUN_STATE_CANCELLED
     assert events[-1].run_state_changed.reason == "the user left"
-    outcomes = {event.component_id: event.component_finished.outcome for event in events if event.HasField("component_finished")}
+    outcomes = {
+        event.component_id: event.component_finished.outcome for event in events if event.HasField("component_finished")
+    }
     assert outcomes[named(events, "wait")[0]] == OUTCOME_CANCELLED
 
 

@@ -1,0 +1,154 @@
+"""Types of user code, checked by mypy --strict and never run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from typing import Any, assert_type
+
+import onward
+from onward import Component, Stream, Workflow, component, publish, status, testing, workflow
+from onward import map as omap
+
+
+@component
+async def bare(topic: str, *, words: int = 3) -> list[str]:
+    return [topic] * words
+
+
+@component.retry(attempts=4, backoff="1s..30s").timeout("2m")
+async def fluent(topic: str) -> list[str]:
+    return [topic]
+
+
+@component
+def synchronous(x: int) -> str:
+    return str(x)
+
+
+@component
+async def text(title: str) -> AsyncIterator[str]:
+    yield title
+
+
+@component
+async def text_generator(title: str) -> AsyncGenerator[str, None]:
+    yield title
+
+
+@component
+async def numbers(to: int) -> AsyncIterator[int]:
+    yield to
+
+
+@component
+async def number_generator(to: int) -> AsyncGenerator[int, None]:
+    yield to
+
+
+@component
+def handed_on(to: int) -> AsyncIterable[int]:
+    return numbers.fn(to)
+
+
+@component
+async def nothing() -> None: ...
+
+
+@workflow
+async def blog(topic: str) -> dict[str, int]:
+    return {topic: 1}
+
+
+@workflow.run_timeout("1h").retry(2)
+async def streaming(topic: str) -> AsyncIterator[str]:
+    yield topic
+
+
+@workflow
+def plain(x: int) -> int:
+    return x
+
+
+async def calls() -> None:
+    called = bare("tea", words=2)
+    _ = assert_type(called, Coroutine[object, object, list[str]])
+    assert_type(await called, list[str])
+    assert_type(await bare("tea"), list[str])
+    assert_type(await fluent("tea"), list[str])
+    assert_type(await synchronous(1), str)
+    assert_type(await nothing(), None)
+    assert_type(await blog("tea"), dict[str, int])
+    assert_type(await plain(1), int)
+
+    stream = text("a")
+    _ = assert_type(stream, Stream[str, str])
+    assert_type(await stream, str)
+    assert_type(await text("a"), str)
+    assert_type(await text_generator("a"), str)
+    assert_type(await numbers(1), list[int])
+    assert_type(await number_generator(1), list[int])
+    assert_type(await handed_on(1), list[int])
+    assert_type(await streaming("a"), str)
+    async for part in text("a"):
+        assert_type(part, str)
+    async for number in numbers(1):
+        assert_type(number, int)
+
+    # Fluent on what exists keeps the signature.
+    assert_type(await bare.retry(attempts=1).timeout(None).named("n").keyed("k").private()("tea", words=1), list[str])
+    assert_type(await text.retry()("a"), str)
+    assert_type(await blog.timeout("1m").run_timeout("1h")("a"), dict[str, int])
+
+    # The function itself.
+    assert_type(await bare.fn("tea"), list[str])
+    assert_type(synchronous.fn(1), str)
+    assert_type(text.fn("a"), AsyncIterator[str])
+    assert_type(number_generator.fn(1), AsyncGenerator[int, Any])
+
+    # Side by side.
+    assert_type(await asyncio.gather(bare("a"), text("b"), numbers(1)), tuple[list[str], str, list[int]])
+    assert_type(await asyncio.create_task(text("a")), str)
+    assert_type(await asyncio.create_task(synchronous(1)), str)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(numbers(1))
+    assert_type(task.result(), list[int])
+
+    assert_type(await omap(text, ["a"]), list[str])
+    assert_type(await omap(numbers, range(3), concurrency=2), list[list[int]])
+    assert_type(await omap(bare, ["a"], key=str), list[list[str]])
+    assert_type(await onward.map(synchronous, text_lengths()), list[str])
+
+    status("Writing", done=0, total=3)
+    publish("found", {"any": "JSON"})
+    publish.patch("draft", [{"op": "append", "path": "/text", "value": "a"}])
+
+    result = await testing.run(blog, "tea")
+    assert_type(result.output, dict[str, int])
+    assert_type((await testing.run(streaming, topic="tea")).output, str)
+
+
+async def text_lengths() -> AsyncIterator[int]:
+    yield 1
+
+
+async def mistakes() -> None:
+    bare(1)  # type: ignore[arg-type, unused-coroutine]
+    bare()  # type: ignore[call-arg, unused-coroutine]
+    bare("a", word=1)  # type: ignore[call-arg, unused-coroutine]
+    fluent.retry(attempts="4")  # type: ignore[arg-type]
+    bare.cache()  # type: ignore[attr-defined]
+    await omap(bare, [1])  # type: ignore[arg-type]
+    await testing.run(blog, 1)  # type: ignore[arg-type]
+    async for _ in bare("a"):  # type: ignore[attr-defined]
+        pass
+
+
+def names(
+    one: Component[[str], Coroutine[Any, Any, int], Any],
+    other: Workflow[..., Any, Any],
+    function: Callable[[str], Coroutine[Any, Any, int]],
+) -> None:
+    function = one
+    one = other
+    assert function is one
