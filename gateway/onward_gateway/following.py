@@ -122,6 +122,7 @@ class Stream:
                 await self._follow(followed)
         except asyncio.CancelledError:
             if self._cut and self._task is not None and self._task.uncancel() == 0:
+                logger.info("a reader of run %s has stopped reading: its stream is cut", self._request.run_id)
                 raise _cut_off() from None
             raise
         finally:
