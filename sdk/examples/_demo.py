@@ -14,7 +14,7 @@ RUN_ID = "onward-demo-{}"
 
 def main(topic: str) -> int:
     """Serve the blog writer, start a run about `topic`, follow it, and tell how to follow it again."""
-    onward = Path(sys.executable).with_name("onward")
+    onward = str(Path(sys.executable).with_name("onward"))
     code = os.path.relpath(EXAMPLE)
     run_id = RUN_ID.format(os.urandom(3).hex())
     serve = [onward, "dev", code, "--grpc=127.0.0.1:0", "--http=127.0.0.1:0", "--no-reload"]

@@ -98,7 +98,7 @@ async def edit(topic: str, draft: list[Section]) -> AsyncIterator[str]:
     """Read the draft through and write what comes before it."""
     written = "\n\n".join(f"{section.title}\n{section.text}" for section in draft)
     async for text in model.write(
-        f"{written}\n\nThis is a blog post about {topic}. Write its opening: two sentences that make people read on."
+        f"{written}\n\nSum up this blog post about {topic} in two sentences, as its introduction."
     ):
         yield text
 

@@ -5,6 +5,7 @@ All three answer through the `openai` package, so what uses them is written once
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from pydantic import BaseModel
 
 import local_model
 import scripted_model
+
+# A line of log for each request would cut through what the demo streams to the same terminal.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 REFUSED = (AuthenticationError, BadRequestError, NotFoundError, PermissionDeniedError)
 """Errors of the request itself (its key, its model's name): asking again does not heal them."""
