@@ -108,6 +108,8 @@ async def run(call: Call) -> Any:
 async def begin(call: Call, instance: Instance) -> None:
     """Open the instance in the log."""
     journal = instance.journal
+    if asyncio.get_running_loop() is not journal.loop:
+        raise RuntimeError(f"{call.name} was called on another event loop than its run's: call it from an `async def`")
     journal.came_by()
     await journal.room()
     journal.started(instance, call.signature.dump_input(call.arguments), private=call.policy.private)
@@ -167,10 +169,12 @@ async def one_try(call: Call, instance: Instance | None) -> Any:
     try:
         return await _in_time(call, instance)
     finally:
-        if instance.flows:
-            await close_flows(instance)
-        instance.ended = True
-        leave(token)
+        try:
+            if instance.flows:
+                await close_flows(instance)
+        finally:
+            instance.ended = True
+            leave(token)
 
 
 async def _in_time(call: Call, instance: Instance | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
+from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from onward.calls import DEFAULT, Call, Policy, run
@@ -111,7 +112,7 @@ class Component(Fluent, Generic[P, C_co, F_co]):
         self.policy = policy
         self.signature = signature or Signature(fn)
         self.name: str = name or self.signature.name
-        self.__doc__ = fn.__doc__
+        update_wrapper(self, fn, updated=())
         self._check_name()
 
     def _check_name(self) -> None:

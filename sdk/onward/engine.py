@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from onward import tracing
-from onward.calls import Call, Failure, tries
+from onward.calls import Call, tries
 from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
 from onward.instance import Instance
 from onward.journal import Journal, inline, now
@@ -104,6 +104,8 @@ class Attempt:
         What user code raises ends up in the log. Raised is only what went wrong with the log or here, after which the
         run is left to the end of its lease, and to another attempt.
         """
+        if self._abandoned:
+            return
         tracer = tracing.tracer()
         journal = self._journal = Journal(self._log, digest_key=self._digest_key, tracer=tracer)
         journal.on_refusal = self._stop
@@ -136,8 +138,11 @@ class Attempt:
         Args:
             reason: Why, for the log.
             grace_s: How long user code may clean up before it is left alone, in seconds.
+
+        A second call changes nothing but a reason that was empty.
         """
-        if self._cancel_reason:
+        if self._cancel_reason is not None:
+            self._cancel_reason = self._cancel_reason or reason
             return
         self._cancel_reason = reason
         self._grace_s = grace_s
@@ -158,14 +163,14 @@ class Attempt:
         journal.post(Event(create_time=now(), attempt_started=started))
         if self._attempt > 1:
             journal.rollback(await self._shown(), ROLLBACK_CAUSE_ATTEMPT_LOST)
+            # Committed before user code runs: if that blocks or kills this process at once, it is known to have begun.
+            await self._log.append()
         try:
             args, kwargs = self._workflow.signature.load_input(await self._input())
         except InputInvalid as error:
             return _failed(RunError(reason="INPUT_INVALID", message=str(error), type="onward.InvalidInput"))
-        if journal.closed:
-            return None
-        if self._cancel_reason is not None:
-            return self._cancelled()
+        if self._stopped(journal):
+            return self._stopped_as(journal)
         call = Call(
             self._workflow.name, self._workflow.signature, self._workflow.policy, root, tuple(args), kwargs, kwargs
         )
@@ -178,10 +183,10 @@ class Attempt:
                 self._run.run_id,
                 extra=self._extra(),
             )
-        if journal.closed:
-            return None
-        if self._cancel_reason is not None:
-            return self._cancelled()
+        if self._stopped(journal):
+            if body.done() and not body.cancelled() and (failure := body.exception()) is not None:
+                logger.warning("run %s: failed while stopping", self._run.run_id, exc_info=failure, extra=self._extra())
+            return self._stopped_as(journal)
         return await self._outcome(call, body)
 
     async def _shown(self) -> dict[str, None]:
@@ -199,7 +204,7 @@ class Attempt:
 
     async def _input(self) -> bytes:
         payload = self._run.input
-        if payload.media_type not in _JSON:
+        if payload.media_type.partition(";")[0].strip().lower() not in _JSON:
             raise InputInvalid([f"the input is {payload.media_type}, not JSON"])
         match payload.WhichOneof("value"):
             case "data":
@@ -265,8 +270,6 @@ class Attempt:
             )
         error = body.exception()
         if error is not None:
-            if not isinstance(error, Failure):
-                raise error
             return _failed(workflow_error(error, call.error_reason(error, WORKFLOW_FAILED)))
         try:
             data = call.signature.dump_output(body.result())
@@ -281,7 +284,12 @@ class Attempt:
             output = Payload(blob_uri=await self._log.put_blob(data), size=len(data))
         return RunStateChanged(state=RUN_STATE_SUCCEEDED, output=output)
 
-    def _cancelled(self) -> RunStateChanged:
+    def _stopped(self, journal: Journal) -> bool:
+        return journal.closed or self._cancel_reason is not None
+
+    def _stopped_as(self, journal: Journal) -> RunStateChanged | None:
+        if journal.closed:
+            return None
         return RunStateChanged(state=RUN_STATE_CANCELLED, reason=self._cancel_reason or "")
 
     async def _finish(self, journal: Journal, changed: RunStateChanged) -> None:

@@ -111,8 +111,7 @@ class Journal:
         Raises:
             CancelledError: The attempt is over.
         """
-        if self.closed:
-            raise asyncio.CancelledError("the attempt is over")
+        await self._still_open()
         try:
             await self.log.append(*events)
         except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
@@ -125,13 +124,18 @@ class Journal:
         Raises:
             CancelledError: The attempt is over.
         """
-        if self.closed:
-            raise asyncio.CancelledError("the attempt is over")
+        await self._still_open()
         try:
             await self.log.room()
         except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
             self.refuse(error)
             raise asyncio.CancelledError("the attempt is over") from error
+
+    async def _still_open(self) -> None:
+        if self.closed:
+            # User code that will not be cancelled comes back here for ever: the others on the loop get their turn.
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError("the attempt is over")
 
     def refuse(self, error: Exception) -> None:
         """The log takes nothing more."""
@@ -141,7 +145,7 @@ class Journal:
             self.on_refusal()
 
     def came_by(self) -> None:
-        """Note the running task, so that the attempt leaves nothing running behind."""
+        """Note the running task, so that the attempt leaves nothing running behind. Called on the loop."""
         task = asyncio.current_task()
         if task is not None and task is not self.body and task not in self.tasks:
             self.tasks.add(task)

@@ -250,13 +250,17 @@ class Flow:
         this, generator = self._this, self._generator
         if generator is None:
             return
-        token = this.enter() if this is not None else None
+        if this is None:
+            await close_generator(generator)
+            return
+        token = this.enter()
         try:
             await close_generator(generator)
         finally:
-            if this is not None and token is not None:
+            try:
                 if this.flows:
                     await close_flows(this)
+            finally:
                 this.ended = True
                 leave(token)
 

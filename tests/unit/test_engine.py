@@ -865,6 +865,43 @@ async def test_a_run_that_is_cancelled_before_its_body_runs_nothing() -> None:
     assert ran == []
 
 
+async def test_a_second_cancellation_does_not_disturb_the_cleanup() -> None:
+    """Whoever asks again, with whatever reason."""
+    ready = asyncio.Event()
+    cleaned = []
+
+    @workflow
+    async def flow() -> None:
+        try:
+            ready.set()
+            await asyncio.Event().wait()
+        finally:
+            holding.attempt.cancel("again")
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    holding = Holding(flow)
+
+    async def meanwhile() -> None:
+        await ready.wait()
+        holding.attempt.cancel("")
+
+    events = await holding.run_and(meanwhile)
+    assert cleaned == [True]
+    assert events[-1].run_state_changed.reason == "again"
+
+
+async def test_an_attempt_that_is_abandoned_before_it_runs_does_nothing() -> None:
+    """A drain may be quicker than the start."""
+
+    @workflow
+    async def flow() -> None: ...
+
+    holding = Holding(flow)
+    holding.attempt.abandon()
+    assert kinds(await holding.run()) == ["run_state_changed"]
+
+
 async def test_code_that_cancels_itself_fails_the_run() -> None:
     """Nobody asked for it, so it is no cancellation of the run."""
 
@@ -1272,3 +1309,83 @@ async def test_a_run_ends_failed_once() -> None:
     holding = Holding(flow)
     await holding.run()
     assert holding.attempt.state == holding.memory.state == RUN_STATE_FAILED
+
+
+async def test_user_code_that_will_not_stop_does_not_block_the_loop() -> None:
+    """Every call of a fenced attempt fails, and the others on the loop get their turn."""
+    stop = asyncio.Event()
+
+    @workflow
+    async def deaf() -> None:
+        while not stop.is_set():
+            try:
+                await double(1)
+            except asyncio.CancelledError:
+                pass
+
+    holding = Holding(deaf)
+    holding.memory.begin()
+
+    async def meanwhile() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        stop.set()
+
+    await holding.run_and(meanwhile)
+    assert holding.attempt.state is None
+
+
+async def test_a_component_stays_on_the_loop_of_its_run() -> None:
+    """A thread that starts a loop of its own is told what to do instead."""
+
+    @component
+    def thread() -> int:
+        return asyncio.run(double(1))
+
+    @workflow
+    async def flow() -> str:
+        try:
+            await thread()
+        except ComponentError as error:
+            return error.message
+        return ""
+
+    assert "call it from an `async def`" in (await testing.run(flow)).output
+
+
+async def test_an_odd_exception_fails_the_run_and_not_the_attempt() -> None:
+    """One that is no Exception would else be tried on executor after executor."""
+
+    class Odd(BaseException):
+        pass
+
+    @workflow
+    async def flow() -> None:
+        raise Odd("odd")
+
+    error = (await testing.run(flow)).error
+    assert error is not None
+    assert error.message == "odd"
+
+
+async def test_what_fails_while_it_is_stopped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The run ends CANCELLED all the same."""
+    ready = asyncio.Event()
+
+    @workflow
+    async def flow() -> None:
+        try:
+            ready.set()
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("in cleanup")
+
+    holding = Holding(flow)
+
+    async def meanwhile() -> None:
+        await ready.wait()
+        holding.attempt.cancel("enough")
+
+    await holding.run_and(meanwhile)
+    assert holding.memory.state == RUN_STATE_CANCELLED
+    assert "in cleanup" in caplog.text
