@@ -21,6 +21,7 @@ class Proxy:
     def __init__(self, upstream: str) -> None:
         self._upstream = urlparse(upstream)
         self._links: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._pattern = b""
@@ -45,14 +46,20 @@ class Proxy:
         self._flowing.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         link = asyncio.create_task(self._link(reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        link.add_done_callback(lambda _: writer.close())
 
     async def close(self) -> None:
         links = list(self._links)
         self.cut()
         await asyncio.gather(*links, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = self._upstream
@@ -62,8 +69,8 @@ class Proxy:
             else:
                 server_reader, server_writer = await asyncio.open_connection(there.hostname, there.port)
         except OSError:
-            writer.close()
             return
+        self._writers.append(server_writer)
         doomed: set[int] = set()
         ways = [
             asyncio.create_task(self._commands(reader, server_writer, doomed)),
@@ -75,8 +82,7 @@ class Proxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            for each in (writer, server_writer):
-                each.close()
+            server_writer.close()
 
     async def _commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int]) -> None:
         parser = hiredis.Reader()

@@ -44,8 +44,8 @@ class OnRedis:
         return await log_of(self._writer.store, self._run)
 
 
-@pytest.fixture
-async def new_run(store: Store) -> AsyncIterator[NewRun]:  # type: ignore[no-redef] # the suite's own gives memory
+@pytest.fixture  # type: ignore[no-redef] # the suite's own gives memory
+async def new_run(store: Store) -> AsyncIterator[NewRun]:
     async with AsyncExitStack() as opened:
 
         async def new_run(*, events_max: int = 10_000) -> RunUnderTest:

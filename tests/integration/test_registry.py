@@ -1,0 +1,138 @@
+"""Which executors live and which deployments serve what: known by repetition, and for good."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+from tests.proxy import proxy_to
+from tests.runlog import eventually
+
+from onward.v1.executor_service_pb2 import Executor
+from onward.v1.gateway_service_pb2 import Workflow
+from onward_runlog.deployments import Deployments
+from onward_runlog.errors import StoreUnavailable
+from onward_runlog.registry import executors, register, unregister
+from onward_runlog.store import Store, open_store
+
+
+def executor(executor_id: str = "e1", deployment: str = "build", *workflows: str) -> Executor:
+    served = [Workflow(name=name) for name in workflows or ("blog",)]
+    return Executor(executor_id=executor_id, address="127.0.0.1:1", deployment=deployment, workflows=served, slots=4)
+
+
+@pytest.fixture
+async def deployments(store: Store) -> AsyncIterator[Deployments]:
+    async with Deployments(store).following() as deployments:
+        yield deployments
+
+
+async def ids(store: Store) -> set[str]:
+    return {executor.executor_id for executor in await executors(store)}
+
+
+async def test_a_registered_executor_is_known_with_its_load(store: Store) -> None:
+    """Its workflows are kept with its deployment, not with every one of its executors."""
+    mine = executor()
+    mine.running = 3
+    await register(store, mine, ttl_s=60)
+    [known] = await executors(store)
+    assert (known.executor_id, known.address, known.slots, known.running) == ("e1", "127.0.0.1:1", 4, 3)
+    assert not known.workflows
+
+
+async def test_a_registration_lives_by_repetition(store: Store) -> None:
+    """One that is not repeated dies, by the server's clock, and leaves nothing."""
+    await register(store, executor("brief"), ttl_s=0.03)
+    await register(store, executor("steady"), ttl_s=60)
+
+    async def died() -> bool:
+        return await ids(store) == {"steady"}
+
+    await eventually(died)
+    assert await store.command("HLEN", "onward:{registry}:executors") == 1
+    await register(store, executor("brief"), ttl_s=60)
+    assert await ids(store) == {"brief", "steady"}
+
+
+async def test_who_unregisters_is_gone_at_once(store: Store) -> None:
+    """Twice is no error."""
+    await register(store, executor(), ttl_s=60)
+    await unregister(store, "e1")
+    await unregister(store, "e1")
+    assert await ids(store) == set()
+
+
+async def test_a_workflow_stays_known_while_no_executor_lives(store: Store, deployments: Deployments) -> None:
+    """Its runs wait."""
+    await register(store, executor(), ttl_s=60)
+    await unregister(store, "e1")
+    served = await deployments.choose("blog")
+    assert served is not None
+    assert (served.deployment, served.workflow.name) == ("build", "blog")
+
+
+async def test_an_unknown_workflow_is_looked_up_before_it_is_refused(store: Store, deployments: Deployments) -> None:
+    """It may have been registered a moment ago."""
+    assert await deployments.choose("blog") is None
+    await register(store, executor(), ttl_s=60)
+    assert await deployments.choose("blog") is not None
+    assert await deployments.choose("blog", "other") is None
+    assert await deployments.choose("other") is None
+
+
+async def test_new_runs_go_to_the_newest_deployment_that_lives(store: Store, deployments: Deployments) -> None:
+    """Newest is who was first seen last; where none lives, the newest all the same; unless one is asked for."""
+    await register(store, executor("e1", "old", "blog", "extra"), ttl_s=60)
+    await store.command("HINCRBY", "onward:{registry}:deployments", "old", -1000)
+    await register(store, executor("e2", "new"), ttl_s=60)
+
+    async def chosen(deployment: str) -> bool:
+        served = await deployments.choose("blog")
+        return served is not None and served.deployment == deployment
+
+    await eventually(lambda: chosen("new"))
+    assert [list(workflow.deployments) for workflow in await deployments.all()] == [["new", "old"], ["old"]]
+    pinned = await deployments.choose("blog", "old")
+    assert pinned is not None
+    assert pinned.deployment == "old"
+    await unregister(store, "e2")
+    await deployments.all()
+    assert await chosen("old")
+    await unregister(store, "e1")
+    await deployments.all()
+    assert await chosen("new")
+
+
+async def test_a_change_of_what_is_served_is_seen_at_once(store: Store, deployments: Deployments) -> None:
+    """The registry says so on its channel: nobody waits until what was read is stale."""
+    await register(store, executor(), ttl_s=60)
+    assert await deployments.choose("blog") is not None
+    changed = executor()
+    changed.workflows[0].description = "now with pictures"
+    await register(store, changed, ttl_s=60)
+
+    async def seen() -> bool:
+        served = await deployments.choose("blog")
+        return served is not None and served.workflow.description == "now with pictures"
+
+    await eventually(seen, within_s=1.5)
+
+
+async def test_what_was_read_once_serves_while_the_store_is_away(
+    redis_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has read nothing yet says that the store is away."""
+    await register(store, executor(), ttl_s=60)
+    async with proxy_to(redis_url) as proxy, open_store(proxy.url) as far:
+        deployments, blank = Deployments(far), Deployments(far)
+        assert await deployments.choose("blog") is not None
+        monkeypatch.setattr("onward_runlog.deployments.STALE_S", -1.0)
+        monkeypatch.setattr("onward_runlog.connection.REPLY_TIMEOUT_S", 0.02)
+        monkeypatch.setattr(far, "command", partial(far.connection.call, patience_s=0.05))
+        proxy.stall()
+        assert await deployments.choose("blog") is not None
+        with pytest.raises(StoreUnavailable):
+            await blank.choose("blog")
+        proxy.flow()
