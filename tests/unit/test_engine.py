@@ -868,7 +868,7 @@ async def test_a_run_that_is_cancelled_before_its_body_runs_nothing() -> None:
 async def test_a_second_cancellation_does_not_disturb_the_cleanup() -> None:
     """Whoever asks again, with whatever reason."""
     ready = asyncio.Event()
-    cleaned = []
+    cleaned: list[int] = []
 
     @workflow
     async def flow() -> None:
