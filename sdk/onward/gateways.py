@@ -133,7 +133,7 @@ class Gateways:
             silence_s: Seconds without a message after which it is given up.
         """
         # No deadline: the server bounds a stream's life, and silence ends it.
-        return Stream(method(self.stub)(request), self.address, silence_s)
+        return Stream(method(self.stub)(request), self.address, silence_s, lambda: self._closed)
 
     async def close(self) -> None:
         """Close the connections; calls under way end."""
@@ -145,8 +145,15 @@ class Gateways:
 class Stream(Generic[Request, Answer]):
     """A stream of answers. Close it in any case: gRPC never ends an abandoned one."""
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Request, Answer], address: str, silence_s: float) -> None:
+    def __init__(
+        self,
+        call: grpc.aio.UnaryStreamCall[Request, Answer],
+        address: str,
+        silence_s: float,
+        disconnected: Callable[[], bool],
+    ) -> None:
         self._call = call
+        self._disconnected = disconnected
         self._address = address
         self._silence_s = silence_s
         self._silent = False
@@ -168,9 +175,11 @@ class Stream(Generic[Request, Answer]):
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from None
         except asyncio.CancelledError:
-            if task is None or task.cancelling() > cancellations:
+            # Either the call was cancelled, by the alarm or because the client was closed, or this task was. That may
+            # have been before it came here: a signal handler (Ctrl-C) cancels it in the middle of whatever it does.
+            called_off = self._silent or self._disconnected()
+            if not called_off or task is None or task.cancelling() > cancellations:
                 raise
-            # Not this task was cancelled but the call: by the alarm, or because the client was closed.
             why = f"was silent for {self._silence_s:g} s" if self._silent else "was disconnected"
             raise Unavailable(f"{self._address} {why}") from None
         finally:

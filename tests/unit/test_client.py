@@ -25,7 +25,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from onward import errors
 from onward.blocking import LoopThread
 from onward.client import Client, SyncClient
-from onward.fold import fold
 from onward.gateways import Gateways
 from onward.payload import encode
 from onward.v1 import gateway_service_pb2 as pb
@@ -43,6 +42,7 @@ from onward.v1.run_pb2 import (
     RunError,
     RunLog,
 )
+from onward.views import fold
 
 Code = grpc.StatusCode
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -815,6 +815,26 @@ async def test_a_cancelled_reader_is_cancelled() -> None:
             async with asyncio.timeout(0.1):
                 await read()
         await gateway.idle()
+
+
+async def test_a_reader_that_is_cancelled_before_it_reads_on_is_cancelled() -> None:
+    """As Ctrl-C does it: a signal handler cancels the task while it handles an event."""
+    gateway = Gateway(events=9)
+    gateway.hold_at = 3
+
+    async def read(client: Client) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        async with aclosing(client.follow("r")) as events:
+            async for event in events:
+                if event.offset == 3:
+                    task.cancel()
+
+    async with talking(gateway) as client:
+        reading = asyncio.create_task(read(client))
+        async with asyncio.timeout(5):
+            await asyncio.wait([reading])
+        assert reading.cancelled()
 
 
 async def test_closing_the_client_ends_its_streams_with_an_error() -> None:
