@@ -16,10 +16,10 @@ from rich.text import Text
 
 from onward.client import Client
 from onward.errors import PositionLost
-from onward.fold import View
 from onward.payload import Blob, decode
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import RUN_STATE_PAUSED, RUN_STATE_SUCCEEDED, Run
+from onward.views import View
 from onward_cli.documents import document, dump
 from onward_cli.lines import Lines
 from onward_cli.screen import Screen
@@ -62,10 +62,9 @@ async def follow_shown(client: Client, run: Run, console: Console, *, after: int
     view = View()
     async with _displayed(console, run, after) as display:
         # From the beginning in any case: what comes later can only be shown by who knows what began before.
-        events = client.follow(run.run_id, view="raw" if after else "settled")
-        async with aclosing(events):
+        async with aclosing(client.follow(run.run_id, view="raw" if after else "settled")) as events:
             async for event in events:
-                view.apply(await _with_value(client, run.run_id, event))
+                view.apply(await client.with_value(run.run_id, event))
                 display.take(event, view)
                 if view.state == "PAUSED" and await _stays_paused(client, view, run.run_id):
                     break
@@ -82,8 +81,7 @@ async def follow_as_json(client: Client, run: Run, *, after: int) -> Run:
         RequestError: It cannot be followed from there.
     """
     view = View()
-    events = client.follow(run.run_id, after=after)
-    async with aclosing(events):
+    async with aclosing(client.follow(run.run_id, after=after)) as events:
         async for event in events:
             write_json({"event": document(event)})
             view.apply(event)
@@ -145,26 +143,18 @@ async def _stays_paused(client: Client, view: View, run_id: str) -> bool:
     return run.state == RUN_STATE_PAUSED and run.log.last_offset <= view.offset
 
 
-async def _with_value(client: Client, run_id: str, event: Event) -> Event:
-    """The event with its published value in it: patches apply to the whole of it."""
-    if not event.HasField("published") or event.published.value.WhichOneof("value") != "blob_uri":
-        return event
-    whole = Event()
-    whole.CopyFrom(event)
-    whole.published.value.data = await client.read_blob(run_id, event.published.value.blob_uri)
-    return whole
-
-
 def _show_end(console: Console, run: Run, view: View, again: str) -> None:
     """Show what a run gave, how it stands and what to do next."""
     output = decode(run.output)
     if console.is_terminal and view.text and view.text != output:
-        # Elsewhere it was written as it came.
-        console.print(Text(printable(view.text)), "", soft_wrap=True)
+        # Elsewhere it was written as it came, and so was the error.
+        console.print("", Text(printable(view.text)), sep="\n", soft_wrap=True)
+    if console.is_terminal:
+        console.print()
     if run.state == RUN_STATE_SUCCEEDED:
         show_value(console, output, f"onward get {run.run_id} --output json")
     console.print(headline(run), soft_wrap=True)
-    if run.HasField("error"):
+    if run.HasField("error") and console.is_terminal:
         failed = view.components.get(run.error.component_id)
         console.print(
             Text(f"  {error_line(run.error, line(failed.name) if failed else '')}", style="red"), soft_wrap=True

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from onward.fold import Component, View
 from onward.payload import decode
 from onward.v1.event_pb2 import (
     CHANGE_PATCH,
@@ -23,6 +22,7 @@ from onward.v1.event_pb2 import (
     RunStateChanged,
 )
 from onward.v1.run_pb2 import Run
+from onward.views import Component, View
 from onward_cli.wording import (
     Labels,
     compact,

@@ -8,16 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onward.fold import TERMINAL, View
 from onward.payload import decode
 from onward.v1.gateway_service_pb2 import Workflow
 from onward.v1.run_pb2 import Run
+from onward.views import TERMINAL, View
 from onward_cli.following import show_value
 from onward_cli.screen import headline_of
 from onward_cli.wording import (
@@ -39,20 +38,20 @@ from onward_cli.wording import (
 COMPONENTS_MAX = 100
 """How many components `onward get` lists."""
 
-_EXAMPLES: dict[str, Any] = {"string": "…", "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
+_EXAMPLES: dict[str, Any] = {"string": "TEXT", "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
 
 
 def runs_table(runs: Sequence[Run], now: datetime) -> Table:
     """Return runs as a table, in their order."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     # An id is there to be copied: it is never cut.
-    table.add_column("RUN", no_wrap=True, overflow="fold")
-    table.add_column("WORKFLOW")
+    table.add_column("RUN", no_wrap=True, overflow="fold", min_width=max((len(run.run_id) for run in runs), default=0))
+    table.add_column("WORKFLOW", overflow="fold")
     table.add_column("STATE", no_wrap=True)
     table.add_column("AGE", justify="right", no_wrap=True)
     table.add_column("TOOK", justify="right", no_wrap=True)
     table.add_column("ATTEMPT", justify="right", no_wrap=True)
-    table.add_column("LABELS")
+    table.add_column("LABELS", overflow="fold")
     for run in runs:
         state = state_of(run)
         table.add_row(
@@ -123,7 +122,7 @@ def show_run(console: Console, run: Run, view: View | None, now: datetime) -> No
         show_value(console, decode(run.input), elsewhere)
     if view is not None and view.components:
         console.print(Text("\ncomponents", style="dim"))
-        console.print(components_list(view), soft_wrap=not console.is_terminal)
+        console.print(components_list(view))
     if view is not None:
         for request in view.requests:
             console.print(Text(f"\n? {question(request)}", style="bold magenta"), soft_wrap=True)
@@ -165,7 +164,7 @@ def workflow_help(workflow: Workflow) -> Group:
     schema = decode(workflow.input_schema)
     parts: list[RenderableType] = [Text(line(workflow.name), style="bold")]
     if workflow.description:
-        parts.append(Padding(Text(printable(workflow.description)), (0, 0, 0, 2)))
+        parts.append(Padding(Text(printable(workflow.description)), (0, 0, 0, 2), expand=False))
     parameters = _parameters(schema)
     if parameters:
         table = Table.grid(padding=(0, 2))
@@ -176,8 +175,8 @@ def workflow_help(workflow: Workflow) -> Group:
                 Text("" if required else f"default {compact(parameter.get('default'), 40)}", style="dim"),
                 Text(cropped(str(parameter.get("description", "")), 200), style="dim"),
             )
-        parts.append(Padding(table, (0, 0, 0, 4)))
-    parts.append(Padding(Text(f"onward start {example(workflow)}", style="green"), (0, 0, 0, 2)))
+        parts.append(Padding(table, (0, 0, 0, 4), expand=False))
+    parts.append(Padding(Text(f"onward start {example(workflow)}", style="green"), (0, 0, 0, 2), expand=False))
     return Group(*parts)
 
 
@@ -237,7 +236,7 @@ def _example(parameter: dict[str, Any]) -> Any:
             for name, each in parameter.get("properties", {}).items()
             if isinstance(each, dict) and name in parameter.get("required", [])
         }
-    return _EXAMPLES.get(kind, "…") if isinstance(kind, str) else "…"
+    return _EXAMPLES.get(kind, "VALUE") if isinstance(kind, str) else "VALUE"
 
 
 def _time(time: Timestamp) -> str:

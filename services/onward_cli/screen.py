@@ -12,9 +12,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from onward.fold import Component, Status, View
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import Run
+from onward.views import Component, Status, View
 from onward_cli.wording import (
     STATE_STYLES,
     Labels,
@@ -28,6 +28,8 @@ from onward_cli.wording import (
     printable,
     question,
     ran_s,
+    state_of,
+    told,
     took,
 )
 
@@ -98,6 +100,8 @@ class Screen:
     def take(self, event: Event, view: View) -> None:
         """Take note of an event and of what is to be seen after it. It is painted later."""
         self._view = view
+        if event.component_id in view.components:
+            self._labels.of(view.components[event.component_id])
         if event.offset <= self._after and event.HasField("component_finished"):
             self._written[event.component_id] = view.components[event.component_id].finished_time
 
@@ -136,7 +140,6 @@ class Screen:
         held: list[Component] = []
         blocked = False
         for component in self._view.components.values():
-            self._labels.of(component)
             if component.state == "running":
                 # Whoever called others or waits for a time or a signal may take as long as the run.
                 blocked = blocked or not (component.due_time or self._view.children(component.id))
@@ -172,7 +175,7 @@ class Screen:
 
     def _headline(self) -> Text:
         view = self._view
-        state = view.state if view.offset else "QUEUED"
+        state = view.state if view.offset else state_of(self._run)
         headline = Text.assemble(
             (line(self._run.workflow), "bold"),
             "  ",
@@ -211,11 +214,13 @@ class Screen:
             hidden = len(running) - max(room - 1, 0)
             running = running[hidden:]
             rows = [Text(f"  and {hidden} more running", style="dim")] if room > 0 else []
-            return rows + [self._title(component) for component in running]
+            return rows + [self._title_with_text(component, width) for component in running]
         writing = [component for component in running if component.text or component.reasoning]
         tail_lines = (room - len(running)) // len(writing) if writing else 0
         if len(writing) > 1:
             tail_lines = min(tail_lines, TAIL_LINES_MAX)
+        if not tail_lines:
+            return [self._title_with_text(component, width) for component in running]
         rows = []
         for component in running:
             rows.append(self._title(component))
@@ -244,8 +249,17 @@ class Screen:
             title.append_text(status_text(component.status))
         if component.items:
             title.append(f"  {len(component.items)} items, the last: {compact(component.items[-1], 80)}", style="dim")
-        elif component.input is not None and component.status is None:
-            title.append(f"  {compact(component.input, 100)}", style="dim")
+        elif component.status is None:
+            title.append(f"  {told(component.input)}", style="dim")
+        return title
+
+    def _title_with_text(self, component: Component, width: int) -> Text:
+        """A title, and on the same line the last words: there is no room for more."""
+        title = self._title(component)
+        room = width - title.cell_len - 3
+        if component.text and room > 0:
+            end = Text(line(component.text[-room:]).strip(), style="dim")
+            title.append("  ").append_text(end)
         return title
 
     def _held(self, finished: list[Component], room: int) -> list[Text]:
@@ -300,7 +314,11 @@ def tail(text: str, *, lines_max: int, width: int, console: Console) -> list[Tex
 def headline_of(component: Component, label: str) -> Text:
     """Return one line that says how an instance ended."""
     mark, style = MARKS[component.state]
-    shown = Text.assemble((mark, style), " ", (label, "bold"), "  ", (took(component), "dim"))
+    shown = Text.assemble((mark, style), " ", (label, "bold"))
+    if heard := told(component.input, 40):
+        shown.append(f"  {heard}")
+    if lasted := took(component):
+        shown.append(f"  {lasted}", style="dim")
     if component.cached:
         shown.append("  from the cache", style="dim")
     if component.tries > 1:

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from onward.client import DEFAULT_ADDRESS, Client
 from onward.errors import InvalidInput, OnwardError, RequestError, RunNotFound, Unavailable, WorkflowNotFound
-from onward.fold import View
 from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunState
+from onward.views import View
 from onward_cli.arguments import Refused, duration_s, json_value, labels, schedule, workflow_input
 from onward_cli.documents import document
 from onward_cli.following import follow_as_json, follow_shown, run_document, write_json
@@ -35,6 +35,9 @@ FOLLOW_PATIENCE_S = 600
 
 VIEW_EVENTS_MAX = 10_000
 """Longest log that `onward get` reads to tell of components."""
+
+PIPE_COLUMNS = 10_000
+"""Longest line to a file or a pipe."""
 
 SUCCEEDED, FAILED, REFUSED = 0, 1, 2
 """Exit codes. Ctrl-C gives 130."""
@@ -130,7 +133,7 @@ async def start(
         except WorkflowNotFound as error:
             raise Refused(await _unknown_workflow(client, workflow, str(error), talk)) from None
         except InvalidInput as error:
-            wrong = "".join(f"\n  {line(violation)}" for violation in error.violations) or f"\n  {line(str(error))}"
+            wrong = "".join(f"\n  {line(each.removeprefix(': '))}" for each in error.violations or [str(error)])
             raise Refused(
                 f"that is no input of {workflow}:{wrong}\nsee: {talk.command('workflows', workflow)}"
             ) from None
@@ -213,11 +216,7 @@ async def runs(
             return SUCCEEDED
         if listed:
             console = _console()
-            table = runs_table(listed, datetime.now(UTC))
-            if not console.is_terminal:
-                # No terminal, no width: a row is a line, whoever reads it.
-                console.width = max(console.measure(table).maximum, 80)
-            console.print(table)
+            console.print(runs_table(listed, datetime.now(UTC)))
             if more:
                 _hint(f"there are more: --limit {limit * 2}")
         else:
@@ -336,7 +335,7 @@ async def workflows(
             _hint("no workflows yet: serve some with `onward dev FILE`, or `onward executor FILE`")
         console = _console()
         for number, each in enumerate(served):
-            console.print(*([""] if number else []), workflow_help(each), sep="\n", soft_wrap=not console.is_terminal)
+            console.print(*([""] if number else []), workflow_help(each), sep="\n")
         return SUCCEEDED
 
     return await _talk(talk, work)
@@ -396,7 +395,7 @@ async def _unknown_workflow(client: Client, name: str, why: str, talk: Talk) -> 
     names = [each.name for each in await client.workflows()]
     near = get_close_matches(name, names, n=3)
     if near:
-        return f"{line(why)}: did you mean {' or '.join(near)}?"
+        return f"there is no workflow {name}: did you mean {' or '.join(near)}?"
     return f"{line(why)}: see {talk.command('workflows')}" if names else f"{line(why)}: none is served yet"
 
 
@@ -425,4 +424,5 @@ def _hint(text: str) -> None:
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False)
+    # No terminal, no width: what is one line stays one, whoever reads it.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)

@@ -7,9 +7,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
-from onward.fold import Component, InputRequest, Status
 from onward.payload import Blob
 from onward.v1.run_pb2 import Run, RunError, RunState, Usage
+from onward.views import Component, InputRequest, Status
 
 STATE_STYLES = {
     "QUEUED": "yellow",
@@ -71,6 +71,16 @@ def compact(value: Any, chars_max: int = 200) -> str:
     return cropped(json.dumps(value, ensure_ascii=False), chars_max)
 
 
+def told(arguments: Any, chars_max: int = 80) -> str:
+    """Return what a component was called with on one line: a single argument as it is, several by name."""
+    if not isinstance(arguments, dict) or not arguments:
+        return "" if arguments is None or arguments == {} else compact(arguments, chars_max)
+    texts = {name: value if isinstance(value, str) else compact(value, chars_max) for name, value in arguments.items()}
+    if len(texts) == 1:
+        return cropped(next(iter(texts.values())), chars_max)
+    return cropped(", ".join(f"{name}={text[:chars_max]}" for name, text in texts.items()), chars_max)
+
+
 def duration(seconds: float) -> str:
     """Return a duration as a person reads it: 0.4s, 12s, 3m05s, 2h07m, 4d03h."""
     if seconds < 9.95:
@@ -128,9 +138,11 @@ def counted(status: Status) -> str:
 
 def error_line(error: RunError, label: str = "") -> str:
     """Return an error on one line: where, what, and the word for programs."""
-    kind = error.type.rpartition(".")[2]
-    said = ": ".join(part for part in (label, kind, line(error.message)) if part)
-    if not error.reason:
+    message = line(error.message)
+    if label and message.startswith(f"{label}: "):
+        message = message.removeprefix(f"{label}: ")
+    said = ": ".join(part for part in (label, error.type.rpartition(".")[2], message) if part)
+    if not error.reason or (said and error.reason == "COMPONENT_FAILED"):
         return said
     return f"{said} ({error.reason})" if said else error.reason
 

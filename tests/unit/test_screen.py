@@ -12,7 +12,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
-from onward.fold import View
 from onward.payload import encode
 from onward.v1.event_pb2 import (
     CHANGE_SET,
@@ -33,6 +32,7 @@ from onward.v1.event_pb2 import (
     StatusUpdated,
 )
 from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_QUEUED, RUN_STATE_SUCCEEDED, Run, RunError
+from onward.views import View
 from onward_cli.lines import Lines
 from onward_cli.screen import HELD_MAX, Screen
 from onward_cli.wording import cropped, duration, printable
@@ -142,13 +142,13 @@ def lines(story: Story, after: int = 0) -> list[str]:
 def test_parallel_components_show_the_end_of_their_text_side_by_side() -> None:
     """Headline, status with a bar, a title and the last lines of each component that writes, published state, hint."""
     story = Story().queued().attempt().status("", "Writing", 1, 4)
-    story.started("s1", "section", input="Origins").text("s1", "Tea began ", "as medicine.")
+    story.started("s1", "section", input={"title": "Origins"}).text("s1", "Tea began ", "as medicine.")
     story.started("s2", "section").text("s2", "one\n", "two")
     story.add(published=Published(name="outline", change=CHANGE_SET, value=encode(["Origins", "Roads"])))
     assert Terminal().tell(story).live == [
         "blog_post  run-1  ● RUNNING  12s",
         "Writing  ━━━━━━──────────────────  1/4",
-        '⠸ section  "Origins"',
+        "⠸ section  Origins",
         "  Tea began as medicine.",
         "⠸ section#2",
         "  one",
@@ -182,6 +182,18 @@ def test_a_single_component_gets_all_the_room() -> None:
     story = Story().queued().attempt().started("a").text("a", *(f"line {number}\n" for number in range(100)))
     live = Terminal(height=20).tell(story).live
     assert live[2:-1] == [f"  line {number}" for number in range(85, 100)]
+
+
+def test_where_titles_alone_fit_the_last_words_stand_beside_them() -> None:
+    """With more components than lines the newest are shown, and that there are more."""
+    story = Story().queued().attempt()
+    for number in range(10):
+        story.started(f"s{number}", "section").text(f"s{number}", "a lot of words " * 10 + f"end {number}")
+    live = Terminal(width=40, height=10).tell(story).live
+    assert len(live) == 8
+    assert live[1] == "  and 5 more running"
+    assert live[2].startswith("⠸ section#6  ")
+    assert live[2].endswith("of words end 5")
 
 
 def test_void_text_disappears() -> None:
@@ -232,7 +244,7 @@ def test_a_run_that_ended_leaves_nothing_live() -> None:
     """All that finished is written, what did not is said to be stopped, and the cursor is back."""
     story = Story().queued().attempt().started("a").text("a", "unfinished").started("b").failed("b", "no").succeeded(1)
     written = Terminal().tell(story).write(end=True)
-    assert "■ a    stopped\nunfinished\n\n✗ b  2.0s  ValueError: no (COMPONENT_FAILED)\n" in written
+    assert "■ a  stopped\nunfinished\n\n✗ b  2.0s  ValueError: no\n" in written
     assert HINT not in written
 
 
@@ -372,7 +384,7 @@ def test_lines_after_an_offset_know_what_was_before() -> None:
     assert lines(story, after=5) == [
         "[section#2] Half a line",
         "[section#2] finished in 2.0s",
-        "run run-1 FAILED: section#2: no (COMPONENT_FAILED)",
+        "run run-1 FAILED: section#2: no",
     ]
 
 
