@@ -25,7 +25,7 @@ def main(topic: str) -> int:
                 return dev.wait() or 1
             start = [onward, "start", "blog_post", "--input", json.dumps({"topic": topic}), "--run-id", run_id]
             print(f"\nRun {run_id}: a blog post about {topic!r}\n", flush=True)
-            status = subprocess.call([*start, "--follow", "--gateway", gateway])  # noqa: S603
+            status = subprocess.call([*start, "--follow"], env={**os.environ, "ONWARD_GATEWAY": gateway})  # noqa: S603
         except KeyboardInterrupt:
             status = 130
         finally:
