@@ -23,12 +23,14 @@ TALK = {
     "workflows": "List what can be started.",
 }
 
+SERVING, TALKING = Group("Serve", sort_key=0), Group("Talk to a Gateway", sort_key=1)
+
 app = App(name="onward", help="Run long agent workflows and never lose the thread.", version=version("onward"))
 # By path: a command imports only what it needs.
 for name, text in SERVE.items():
-    app.command(f"onward_cli.{name}:{name}", name=name, group=Group("Serve", sort_key=0), help=text)
+    app.command(f"onward_cli.{name}:{name}", name=name, group=SERVING, help=text)
 for name, text in TALK.items():
-    app.command(f"onward_cli.talk:{name}", name=name, group=Group("Talk to a Gateway", sort_key=1), help=text)
+    app.command(f"onward_cli.talk:{name}", name=name, group=TALKING, help=text)
 
 
 def main() -> None:
