@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from onward.log import (
     EVENT_BYTES_MAX,
@@ -145,7 +145,7 @@ class LogWriter:
     async def _commit(self, base: str, batches: list[_Batch]) -> None:
         try:
             await self._send(base, batches)
-        except ResponseError as error:
+        except RedisError as error:
             logger.error("the store refuses to write for %d runs, trying on: %s", len(batches), error)
             for batch in batches:
                 task = asyncio.create_task(self._insist(base, batch), name="log writer insists")
@@ -159,7 +159,7 @@ class LogWriter:
             try:
                 await self._send(base, [batch])
                 return
-            except ResponseError as error:
+            except RedisError as error:
                 logger.debug("the store refuses to write for run %s: %s", batch.log.ref, error)
 
     async def _send(self, base: str, batches: list[_Batch]) -> None:

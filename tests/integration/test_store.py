@@ -1,0 +1,170 @@
+"""The connection that all calls of a process share, and what a store must be to be served from."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import DataError, ResponseError
+from tests.proxy import proxy_to
+
+from onward_cli.valkey import embedded_valkey
+from onward_runlog import keys
+from onward_runlog.connection import Connection
+from onward_runlog.errors import StoreUnavailable, StoreUnfit
+from onward_runlog.store import PARTITIONS, Store, open_store
+from onward_runlog.subscription import messages
+
+
+async def test_a_store_is_set_up_once(redis_url: str) -> None:
+    """Whoever comes first writes how many partitions there are and the secret; everybody after reads them."""
+    async with open_store(redis_url) as first, open_store(redis_url) as second:
+        assert (first.partitions, first.digest_key) == (second.partitions, second.digest_key)
+        assert (first.partitions, len(first.digest_key)) == (PARTITIONS, 32)
+
+
+async def test_who_only_reads_waits_until_it_is_set_up(redis_url: str) -> None:
+    """It says so once, and writes nothing."""
+    said: list[str] = []
+    waits = asyncio.Event()
+
+    def waiting(why: str) -> None:
+        said.append(why)
+        waits.set()
+
+    async def open_reading() -> int:
+        async with open_store(redis_url, read_only=True, waiting=waiting) as store:
+            return store.partitions
+
+    reading = asyncio.create_task(open_reading())
+    await waits.wait()
+    async with Redis.from_url(redis_url) as redis:
+        assert await redis.dbsize() == 0
+    async with open_store(redis_url), asyncio.timeout(5):
+        assert await reading == PARTITIONS
+    assert said == ["no Scheduler has set it up yet"]
+
+
+async def test_who_only_reads_loads_no_functions(redis_url: str) -> None:
+    async with open_store(redis_url), open_store(redis_url, read_only=True) as reader:
+        with pytest.raises(ResponseError, match="Function not found"):
+            await reader.call("held", keys.base(0), "e1")
+
+
+@pytest.mark.parametrize(("setting", "unfit", "fit"), [("maxmemory-policy", "allkeys-lru", "noeviction")])
+async def test_a_store_that_may_lose_what_it_acknowledged_is_refused(
+    redis_url: str, setting: str, unfit: str, fit: str
+) -> None:
+    """Unless told otherwise; the message names the setting and how to go on."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.config_set(setting, unfit)
+        try:
+            with pytest.raises(StoreUnfit, match=f"{setting} {unfit}.*Set {setting} {fit}"):
+                async with open_store(redis_url):
+                    pass
+            async with open_store(redis_url, allow_unfit=True):
+                pass
+        finally:
+            await redis.config_set(setting, fit)
+
+
+async def test_a_process_waits_for_a_store_that_is_not_there_yet(tmp_path: Path) -> None:
+    """It says why once, and is there when the store is."""
+    said: list[str] = []
+    waits = asyncio.Event()
+
+    def waiting(why: str) -> None:
+        said.append(why)
+        waits.set()
+
+    async def open_waiting() -> int:
+        async with open_store(server.url, waiting=waiting) as store:
+            return store.partitions
+
+    async with embedded_valkey(tmp_path) as server:
+        await server.kill()
+        opening = asyncio.create_task(open_waiting())
+        await waits.wait()
+        await server.start()
+        async with asyncio.timeout(5):
+            assert await opening == PARTITIONS
+    assert said == ["Redis does not answer"]
+
+
+async def test_replies_come_to_their_callers(store: Store) -> None:
+    """Errors to those who made them, whatever else was in the pipeline."""
+    calls = [store.command("SET" if number % 3 else "NO-SUCH", f"key-{number}", number) for number in range(300)]
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(reply, ResponseError) == (number % 3 == 0) for number, reply in enumerate(replies))
+    assert await store.command("GET", "key-298") == b"298"
+
+
+async def test_a_command_that_cannot_be_sent_is_an_error_to_its_caller(store: Store) -> None:
+    """The connection serves on."""
+    with pytest.raises(DataError):
+        await store.command("SET", "key", None)  # type: ignore[arg-type]
+    assert await store.command("PING") == b"PONG"
+
+
+async def test_functions_that_cannot_be_loaded_are_an_error_and_not_a_silence(redis_url: str) -> None:
+    """Out of memory, not allowed, or a server that is too old."""
+    connection = Connection(redis_url, library="#!lua name=broken\nthis is no Lua")
+    async with connection.opened(), asyncio.timeout(5):
+        with pytest.raises(ResponseError, match="compiling"):
+            await connection.call("FCALL", "onward1_held", 1, keys.base(0), "e1")
+        assert await connection.call("PING") == b"PONG"
+
+
+async def test_what_is_unanswered_when_it_closes_fails(redis_url: str) -> None:
+    """Nobody waits for ever."""
+    async with proxy_to(redis_url) as proxy:
+        async with Connection(proxy.url).opened() as connection:
+            assert await connection.call("PING") == b"PONG"
+            proxy.stall()
+            call = connection.call("PING")
+            await asyncio.wait([call], timeout=0.01)
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await call
+
+
+async def test_a_caller_that_goes_away_disturbs_nobody(redis_url: str) -> None:
+    """Its reply is read and dropped."""
+    async with proxy_to(redis_url) as proxy, Connection(proxy.url).opened() as connection:
+        proxy.stall()
+        calls = [connection.call("ECHO", str(number)) for number in range(3)]
+        await asyncio.wait(calls, timeout=0.01)
+        calls[1].cancel()
+        proxy.flow()
+        assert [await calls[0], await calls[2]] == [b"0", b"2"]
+
+
+async def test_a_subscription_comes_back_and_says_so(redis_url: str) -> None:
+    """None marks where messages may have been missed."""
+    async with proxy_to(redis_url) as proxy, Redis.from_url(redis_url) as redis:
+        heard = messages(proxy.url, ["one", "two"])
+        assert await anext(heard) is None
+        await redis.publish("two", "a")
+        message = await anext(heard)
+        assert message is not None
+        assert (message.channel, message.data) == ("two", b"a")
+        proxy.cut()
+        assert await anext(heard) is None
+        await redis.publish("one", "b")
+        message = await anext(heard)
+        assert message is not None
+        assert (message.channel, message.data) == ("one", b"b")
+        await heard.aclose()
+
+
+def test_a_partition_is_one_slot_and_runs_spread_over_all() -> None:
+    """CRC-16 as in Redis Cluster; the hash tag is the partition."""
+    assert keys.partition_of("123456789", 1 << 16) == 0x31C3
+    parts = [keys.partition_of(keys.ref("default", f"run-{number}"), 16) for number in range(1_600)]
+    assert all(50 < parts.count(part) < 150 for part in range(16))
+    assert keys.run(keys.base(3), "default/run") == "onward:{3}:default/run:run"
+
+
+def test_labels_that_look_alike_have_indexes_of_their_own() -> None:
+    assert keys.by_label("a=b", "c") != keys.by_label("a", "b=c")
