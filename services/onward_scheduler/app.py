@@ -35,7 +35,9 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         deployments = await stack.enter_async_context(Deployments(store).following())
         runs = Runs(store, retention_s=settings.retention_s)
         dispatcher = await stack.enter_async_context(
-            Dispatcher(runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s).dispatching()
+            Dispatcher(
+                store, runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s
+            ).dispatching()
         )
         servicer = SchedulerServicer(store, runs, dispatcher, deployments, settings)
 

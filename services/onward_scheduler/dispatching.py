@@ -12,9 +12,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from onward.v1.executor_service_pb2 import CancelRequest, ExecuteRequest, NotifyRequest
 from onward.v1.run_pb2 import Run
-from onward_runlog import keys
+from onward_runlog import keys, registry
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.runs import Holder, Runs, Taken
+from onward_runlog.store import Store
 from onward_runlog.subscription import messages
 from onward_scheduler.fleet import Fleet, Link
 
@@ -28,13 +29,14 @@ class Dispatcher:
     """Knows which partitions hold queued runs of which deployment, and claims as long as there is room.
 
     Args:
+        store: The store.
         runs: The transitions.
-        fleet: The executors.
         lease_ttl_s: Time of a lease, in seconds.
         cancel_grace_s: How long user code may clean up, in seconds.
     """
 
-    def __init__(self, runs: Runs, *, lease_ttl_s: float, cancel_grace_s: float) -> None:
+    def __init__(self, store: Store, runs: Runs, *, lease_ttl_s: float, cancel_grace_s: float) -> None:
+        self._store = store
         self._runs = runs
         self._lease_ttl_s = lease_ttl_s
         self._cancel_grace_s = cancel_grace_s
@@ -117,6 +119,7 @@ class Dispatcher:
 
     async def _on_death(self, executor_id: str) -> None:
         try:
+            await registry.unregister(self._store, executor_id)
             for lease in await self._runs.held_by(executor_id):
                 reason = f"executor {executor_id} died"
                 await self._runs.lose(lease.namespace, lease.run_id, lease.attempt, "lost", reason=reason)

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterator
 
 
+OURS = ("onward", "onward_cli", "onward_executor", "onward_gateway", "onward_runlog", "onward_scheduler", "onward_serving")
+
+
 def announce(**addresses: str) -> None:
     """Print the one line that says that a server serves, e.g. `ready grpc=127.0.0.1:50051 http=127.0.0.1:8080`."""
     sys.stdout.write("ready " + " ".join(f"{name}={address}" for name, address in addresses.items()) + "\n")
@@ -38,7 +41,13 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 def log_to_stderr(level: str = "INFO") -> None:
-    """Configure logging for a server process. Libraries never do."""
+    """Configure logging for a server process. Libraries never do.
+
+    Args:
+        level: For our own loggers; those of other libraries tell warnings only.
+    """
     logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    for package in OURS:
+        logging.getLogger(package).setLevel(level.upper())
