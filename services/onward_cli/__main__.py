@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from cyclopts import App, Group
@@ -25,17 +27,21 @@ TALK = {
 
 SERVING, TALKING = Group("Serve", sort_key=0), Group("Talk to a Gateway", sort_key=1)
 
-app = App(name="onward", help="Run long agent workflows and never lose the thread.", version=version("onward"))
-# By path: a command imports only what it needs.
-for name, text in SERVE.items():
-    app.command(f"onward_cli.{name}:{name}", name=name, group=SERVING, help=text)
-for name, text in TALK.items():
-    app.command(f"onward_cli.talk:{name}", name=name, group=TALKING, help=text)
+
+def command_line(arguments: Sequence[str]) -> App:
+    """Return the command as it answers these arguments: each command on a line, the one that is called in full."""
+    app = App(name="onward", help="Run long agent workflows and never lose the thread.", version=version("onward"))
+    homes = {name: f"onward_cli.{name}:{name}" for name in SERVE} | {name: f"onward_cli.talk:{name}" for name in TALK}
+    for name, text in (SERVE | TALK).items():
+        # By path: a command imports only what it needs. Without a text its help is its docstring.
+        group = SERVING if name in SERVE else TALKING
+        app.command(homes[name], name=name, group=group, help=None if name in arguments[:1] else text)
+    return app
 
 
 def main() -> None:
     """Run the command that the arguments name."""
-    app()
+    command_line(sys.argv[1:])()
 
 
 if __name__ == "__main__":

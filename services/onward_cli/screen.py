@@ -234,7 +234,9 @@ class Screen:
         return rows
 
     def _title(self, component: Component) -> Text:
-        spinner = SPINNER[math.floor(self._clock().timestamp() * 10) % len(SPINNER)]
+        # Only what an executor holds moves.
+        moves = self._view.state in ("RUNNING", "CANCELLING")
+        spinner = SPINNER[math.floor(self._clock().timestamp() * 10) % len(SPINNER)] if moves else "·"
         if component is self._view.body:
             return Text.assemble((spinner, "cyan"), " ", ("output", "bold"))
         title = Text.assemble((spinner, "cyan"), " ", (self._labels.of(component), "bold"))

@@ -21,7 +21,6 @@ from typing import Any
 
 import grpc
 import pytest
-from cyclopts import App
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -56,9 +55,9 @@ from onward.v1.run_pb2 import (
     RunState,
 )
 from onward_cli import talk
+from onward_cli.__main__ import TALK, command_line
 from onward_cli.arguments import Refused, json_value, labels, workflow_input
 
-COMMANDS = ("start", "follow", "runs", "get", "cancel", "signal", "resume", "workflows")
 Code = grpc.StatusCode
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -237,11 +236,8 @@ class Shell:
         self._captured = captured
 
     async def __call__(self, *words: str) -> Ran:
-        app = App(name="onward", result_action="return_value")
-        for name in COMMANDS:
-            app.command(getattr(talk, name))
         try:
-            code = await app.run_async(words)
+            code = await command_line(words).run_async(words, result_action="return_value")
         except SystemExit as end:
             code = end.code
         out, err = self._captured.readouterr()
@@ -495,20 +491,14 @@ async def test_an_unknown_run_is_one_line(onward: Shell) -> None:
 
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
-PROGRAM = f"""
-from cyclopts import App
-app = App(name="onward")
-for name in {COMMANDS}:
-    app.command(f"onward_cli.talk:{{name}}", name=name)
-app()
-"""
+PROGRAM = (sys.executable, "-m", "onward_cli")
 
 
 async def test_ctrl_c_stops_watching_and_nothing_else(gateway: Gateway) -> None:
     """The run goes on, and the message says so and how to see more of it."""
     gateway.add("run-1", RUN_STATE_RUNNING)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PROGRAM, "follow", "run-1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *PROGRAM, *("follow", "run-1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     while b"finished" not in await process.stdout.readline():
@@ -527,7 +517,7 @@ async def test_on_a_terminal_the_run_is_live(gateway: Gateway, state: RunState.V
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PROGRAM, "follow", "run-1"), stdout=theirs, stderr=theirs, env=environment
+        *PROGRAM, *("follow", "run-1"), stdout=theirs, stderr=theirs, env=environment
     )
     os.close(theirs)
     if state == RUN_STATE_RUNNING:
@@ -657,11 +647,12 @@ async def test_workflows_come_with_their_parameters_and_an_example(gateway: Gate
 
 async def test_help_is_short_and_has_an_example(onward: Shell) -> None:
     """For each command, with the exit codes where they tell something."""
-    for command in COMMANDS:
+    for command in TALK:
         ran = await onward(command, "--help")
         assert f"Example: onward {command}" in ran.out
         assert "--gateway" in ran.out
         assert "ONWARD_GATEWAY" in ran.out
+        assert command in (await onward("--help")).out
     assert "130" in (await onward("follow", "--help")).out
 
 

@@ -196,6 +196,12 @@ def test_where_titles_alone_fit_the_last_words_stand_beside_them() -> None:
     assert live[2].endswith("of words end 5")
 
 
+def test_nothing_spins_while_no_executor_has_the_run() -> None:
+    """Its executor was lost: what it wrote is still to be seen, and it is plain that nobody goes on with it."""
+    story = Story().queued().attempt().started("a").text("a", "half").queued()
+    assert Terminal().tell(story).live == ["blog_post  run-1  ● QUEUED  12s", "· a", "  half", HINT]
+
+
 def test_void_text_disappears() -> None:
     """A try that failed leaves nothing but why the next one runs."""
     story = Story().queued().attempt().started("a").text("a", "half a sen")
