@@ -352,7 +352,7 @@ def _is_json(value: Payload) -> bool:
 
 def _parsed(data: bytes) -> Any:
     try:
-        return json.loads(data, parse_constant=_no_constant)
+        return json.loads(data.decode(), parse_constant=_no_constant)  # decoded here: json.loads takes lone surrogates
     except RecursionError:
         _refuse_input("nested too deep")
     except ValueError as error:

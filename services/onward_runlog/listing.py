@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import heapq
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,14 @@ from onward_runlog.store import Store
 EXAMINED_MAX = 2_000
 """Records read for one page. A filter that keeps few runs gives pages with few, even none, before the end."""
 
+EXAMINED_MIN = 64
+"""Records read at a time, after the first that are as many as the page may hold."""
+
 FETCH_MIN = 8
 """Entries asked for at a time from one index of one partition."""
 
 _HEAD = struct.Struct(">B8sQ")
+_CHECK = struct.Struct(">I")
 _VERSION = 1
 
 
@@ -106,18 +111,20 @@ class Listing:
         indexes = await self._smallest(wanted)
         merge = _Merge(self._store, wanted.namespace, indexes, place, size)
         runs: list[Run] = []
-        examined = 0
-        while len(runs) < size and examined < EXAMINED_MAX:
-            entries = await merge.take(size - len(runs))
-            if not entries:
-                return Page(runs, "")
-            examined += len(entries)
-            place = entries[-1][0]
-            runs += [run for run in await self._runs(wanted.namespace, entries) if run and wanted.keeps(run)]
-        if not await merge.take(1):
-            return Page(runs, "")
-        assert place is not None
-        return Page(runs, _token(place, wanted))
+        examined, more = 0, True
+        while more and len(runs) < size and examined < EXAMINED_MAX:
+            entries = await merge.take(size if not examined else max(size, EXAMINED_MIN))
+            more = bool(entries)
+            for (entry, _), run in zip(entries, await self._runs(wanted.namespace, entries), strict=True):
+                if len(runs) == size:
+                    break  # what was taken too much comes again on the next page
+                place = entry
+                examined += 1
+                if run is not None and wanted.keeps(run):
+                    runs.append(run)
+            else:
+                more = more and bool(await merge.peek())
+        return Page(runs, _token(place, wanted) if more and place else "")
 
     async def _smallest(self, wanted: Filter) -> list[str]:
         choices = wanted.indexes()
@@ -168,26 +175,35 @@ class _Merge:
         self._heads: list[tuple[_Descending, _Branch]] | None = None
         self._last: Place | None = None
 
-    async def take(self, count: int) -> list[tuple[Place, str]]:
-        """Return the next `count` entries, each with its partition's base name; fewer only at the end."""
+    async def peek(self) -> Place | None:
+        """Return the place of the next entry; None at the end."""
         if self._heads is None:
             await asyncio.gather(*(branch.fill() for branch in self._branches))
             self._heads = [(_Descending(branch.entries[-1]), branch) for branch in self._branches if branch.entries]
             heapq.heapify(self._heads)
+        while self._heads and self._heads[0][0].place == self._last:
+            await self._pop()  # a run that changes its state meanwhile may stand in two indexes
+        return self._heads[0][0].place if self._heads else None
+
+    async def take(self, count: int) -> list[tuple[Place, str]]:
+        """Return the next `count` entries, each with its partition's base name; fewer only at the end."""
         taken: list[tuple[Place, str]] = []
-        while self._heads and len(taken) < count:
-            branch = self._heads[0][1]
-            place = branch.entries.pop()
-            if place != self._last:  # a run that changes its state meanwhile may stand in two indexes
-                taken.append((place, branch.base))
-                self._last = place
-            if not branch.entries:
-                await branch.fill()
-            if branch.entries:
-                heapq.heapreplace(self._heads, (_Descending(branch.entries[-1]), branch))
-            else:
-                heapq.heappop(self._heads)
+        while len(taken) < count and (place := await self.peek()):
+            taken.append((place, await self._pop()))
+            self._last = place
         return taken
+
+    async def _pop(self) -> str:
+        assert self._heads is not None
+        branch = self._heads[0][1]
+        branch.entries.pop()
+        if not branch.entries:
+            await branch.fill()
+        if branch.entries:
+            heapq.heapreplace(self._heads, (_Descending(branch.entries[-1]), branch))
+        else:
+            heapq.heappop(self._heads)
+        return branch.base
 
 
 class _Descending:
@@ -234,18 +250,21 @@ class _Branch:
 
 def _token(place: Place, wanted: Filter) -> str:
     data = _HEAD.pack(_VERSION, wanted.digest, place[0]) + place[1].encode()
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+    return base64.urlsafe_b64encode(data + _CHECK.pack(zlib.crc32(data))).decode().rstrip("=")
 
 
 def _parse(token: str, wanted: Filter) -> Place:
     try:
         data = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        data, check = data[: -_CHECK.size], data[-_CHECK.size :]
+        if _CHECK.unpack(check)[0] != zlib.crc32(data):
+            raise PageTokenInvalid("it is malformed")
         version, digest, score = _HEAD.unpack_from(data)
         run_id = data[_HEAD.size :].decode()
-    except (ValueError, struct.error, binascii.Error):
+    except (UnicodeError, struct.error, binascii.Error):
         raise PageTokenInvalid("it is malformed") from None
     if version != _VERSION:
-        raise PageTokenInvalid("it is malformed, or of a newer version")
+        raise PageTokenInvalid("it is of another version")
     if digest != wanted.digest:
         raise PageTokenInvalid("it is from a listing with other filters")
     return score, run_id

@@ -395,32 +395,21 @@ async def test_a_stream_outlives_the_store(tmp_path: Path) -> None:
     async with embedded_valkey(tmp_path) as valkey, open_store(valkey.url) as store, gateway(valkey.url) as door:
         log = await begun(store)
         await log.append(delta())
-        bookmarked = asyncio.Event()
-
-        async def read() -> Followed:
-            followed = Followed()
-            request = SubscribeRunRequest(run_id="run")
-            request.heartbeat.FromSeconds(1)
-            async for response in door.stub.SubscribeRun(request):
-                followed.take(response)
-                if response.HasField("bookmark"):
-                    bookmarked.set()
-            return followed
-
-        reader = asyncio.create_task(read())
-        late = asyncio.create_task(follow(door, after_offset=1))
-        await follow(door, until=2)
+        readings = [Reading(door, _every_second("run")) for _ in range(2)]
+        for reading in readings:
+            await reading.next()
         await valkey.kill()
         async with asyncio.timeout(10):
-            await bookmarked.wait()
+            while not readings[0].followed.bookmarks:
+                await readings[0].next()
         failure = await refused(follow(door))
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
         await valkey.start()
         await log.append(delta())
         last = await log.close()
         async with asyncio.timeout(15):
-            assert (await reader).offsets == list(range(1, last + 1))
-            assert (await late).offsets == list(range(2, last + 1))
+            for reading in readings:
+                assert (await reading.rest()).offsets == list(range(1, last + 1))
 
 
 # The ends of a stream.
