@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -20,6 +21,8 @@ from onward_runlog.subscription import messages
 from onward_scheduler.fleet import Fleet, Link
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXECUTE_TIMEOUT_S = 5.0
 """How long an executor may take to take a run. After that the outcome is unknown and the attempt is given up."""
@@ -42,7 +45,7 @@ class Dispatcher:
         self._cancel_grace_s = cancel_grace_s
         self._queued: dict[str, dict[str, None]] = {}
         self._wanted = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.fleet = Fleet(on_room=self._on_room, on_death=self._on_death)
 
     @contextlib.asynccontextmanager
@@ -60,9 +63,14 @@ class Dispatcher:
     async def submit(self, run: Run, *, trace_parent: str) -> tuple[Run, bool]:
         """Record a run and hand it out at once if there is room and nobody waits before it.
 
+        A caller that goes away meanwhile changes nothing: a run that was given to an executor is handed to it.
+
         Returns:
             The run, and whether it was known already. Errors as Runs.submit.
         """
+        return await asyncio.shield(self._tracked(self._submit(run, trace_parent)))
+
+    async def _submit(self, run: Run, trace_parent: str) -> tuple[Run, bool]:
         link = self.fleet.reserve(run.deployment)
         try:
             kept, replayed, taken = await self._runs.submit(
@@ -99,19 +107,13 @@ class Dispatcher:
             grace = Duration()
             grace.FromMilliseconds(int(self._cancel_grace_s * 1000))
             request = CancelRequest(run_id=run.run_id, namespace=run.namespace, attempt=holder.attempt, grace=grace)
-            self._spawn(self._tell(link.stub.Cancel(request, timeout=EXECUTE_TIMEOUT_S)))
+            self._spawn(_tell(link.stub.Cancel(request, timeout=EXECUTE_TIMEOUT_S)))
 
     def notify(self, namespace: str, run_id: str, holder: Holder, last_offset: int) -> None:
         """Tell the holder of a run that somebody else wrote to its log. A hint, too."""
         if link := self.fleet.link(holder.executor_id):
             request = NotifyRequest(namespace=namespace, run_id=run_id, attempt=holder.attempt, last_offset=last_offset)
-            self._spawn(self._tell(link.stub.Notify(request, timeout=EXECUTE_TIMEOUT_S)))
-
-    async def _tell(self, call: grpc.aio.UnaryUnaryCall) -> None:  # type: ignore[type-arg]
-        try:
-            await call
-        except grpc.aio.AioRpcError as error:
-            logger.info("an executor did not take a hint: %s", error.code())
+            self._spawn(_tell(link.stub.Notify(request, timeout=EXECUTE_TIMEOUT_S)))
 
     def _on_room(self, deployment: str) -> None:
         if deployment in self._queued:
@@ -195,7 +197,18 @@ class Dispatcher:
         except StoreUnavailable:
             logger.warning("run %s is left to its lease", taken.run.run_id)
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(self._tracked(work))
+
+    def _tracked(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _tell(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> None:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        logger.info("an executor did not take a hint: %s", error.code())

@@ -10,8 +10,15 @@ import signal
 import sys
 from collections.abc import Iterator
 
-
-OURS = ("onward", "onward_cli", "onward_executor", "onward_gateway", "onward_runlog", "onward_scheduler", "onward_serving")
+OURS = (
+    "onward",
+    "onward_cli",
+    "onward_executor",
+    "onward_gateway",
+    "onward_runlog",
+    "onward_scheduler",
+    "onward_serving",
+)
 
 
 def announce(**addresses: str) -> None:
