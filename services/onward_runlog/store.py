@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from onward_runlog import keys
 from onward_runlog.connection import BACKOFF_S, DEFAULT_PATIENCE_S, Argument, Connection
 from onward_runlog.errors import StoreUnavailable, StoreUnfit
@@ -85,6 +87,8 @@ async def open_store(
     """
     async with Connection(url, library=None if read_only else library()).opened() as connection:
         setup = await _when_ready(connection, read_only=read_only, waiting=waiting)
+        if not read_only:
+            await _load_functions(connection)
         if not allow_unfit:
             await _check_fit(connection)
         yield Store(url, connection, partitions=int(setup[0]), digest_key=setup[1])
@@ -113,6 +117,14 @@ async def _when_ready(
             said = why
         await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
         tries += 1
+
+
+async def _load_functions(connection: Connection) -> None:
+    """Bring the functions of a store that was used before up to what this build has: a fix must reach it, too."""
+    try:
+        await connection.call("FUNCTION", "LOAD", "REPLACE", library())
+    except ResponseError as error:  # not allowed here, or out of memory: who may, loads them
+        logger.warning("cannot load the functions: %s", error)
 
 
 async def _check_fit(connection: Connection) -> None:

@@ -126,6 +126,7 @@ async def test_a_later_attempt_fences_every_earlier_one(store: Store, runs: Runs
     assert await record_of(store, run) == before
     assert await store.command("EXISTS", keys.memo(BASE, "default/run")) == 0
     assert (await append(store, run, 2, 1, status("yours"))).status == "ok"
+    assert (await append(store, run, 1, 1, status("mine"))).status == "fenced"
     assert told(await log_of(store, run)) == ["QUEUED", "mine", "QUEUED", "yours"]
 
 

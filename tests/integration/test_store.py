@@ -14,7 +14,7 @@ from onward_cli.valkey import embedded_valkey
 from onward_runlog import keys
 from onward_runlog.connection import Connection
 from onward_runlog.errors import StoreUnavailable, StoreUnfit
-from onward_runlog.store import PARTITIONS, Store, open_store
+from onward_runlog.store import PARTITIONS, VERSION, Store, open_store
 from onward_runlog.subscription import messages
 
 
@@ -48,9 +48,20 @@ async def test_who_only_reads_waits_until_it_is_set_up(redis_url: str) -> None:
 
 
 async def test_who_only_reads_loads_no_functions(redis_url: str) -> None:
-    async with open_store(redis_url), open_store(redis_url, read_only=True) as reader:
+    async with open_store(redis_url) as store, open_store(redis_url, read_only=True) as reader:
+        await store.command("FUNCTION", "FLUSH")
         with pytest.raises(ResponseError, match="Function not found"):
             await reader.call("held", keys.base(0), "e1")
+        assert await store.call("held", keys.base(0), "e1") == [], "who writes loads them when it needs them"
+
+
+async def test_a_store_that_was_used_before_gets_the_functions_of_today(redis_url: str) -> None:
+    """A fix reaches also the data directory of yesterday."""
+    stale = f"#!lua name={VERSION}\nredis.register_function('{VERSION}_held', function() return 'stale' end)"
+    async with Redis.from_url(redis_url) as redis:
+        await redis.function_load(stale)
+    async with open_store(redis_url) as store:
+        assert await store.call("held", keys.base(0), "e1") == []
 
 
 @pytest.mark.parametrize(("setting", "unfit", "fit"), [("maxmemory-policy", "allkeys-lru", "noeviction")])
