@@ -138,10 +138,10 @@ async def start(
                 f"that is no input of {workflow}:{wrong}\nsee: {talk.command('workflows', workflow)}"
             ) from None
         except Unavailable as error:
-            raise Refused(
-                f"{explain(error, talk)}\nif it was accepted after all, this gives the same run and no second one: "
-                f"--request-id {kept_request_id}"
-            ) from None
+            if "failed to connect" in str(error):  # gRPC's words: nobody was asked
+                raise
+            again = f"this gives the same run and no second one: --request-id {kept_request_id}"
+            raise Refused(f"{explain(error, talk)}\nif it was accepted after all, {again}") from None
         if not follow:
             if talk.json:
                 write_json(document(await handle.get()))

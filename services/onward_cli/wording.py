@@ -23,6 +23,9 @@ STATE_STYLES = {
 }
 """The colour of each state wherever one is shown."""
 
+_SAID_BY_ITSELF = ("COMPONENT_FAILED", "WORKFLOW_FAILED")
+"""Reasons that tell nothing beside the error's own words."""
+
 # A run's texts come from models and from whoever started it: what would steer the terminal does not reach it.
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _CONTROLS_OF_LINE = {**_CONTROLS, ord("\n"): " ", ord("\t"): " "}
@@ -138,11 +141,9 @@ def counted(status: Status) -> str:
 
 def error_line(error: RunError, label: str = "") -> str:
     """Return an error on one line: where, what, and the word for programs."""
-    message = line(error.message)
-    if label and message.startswith(f"{label}: "):
-        message = message.removeprefix(f"{label}: ")
+    message = line(error.message).removeprefix(f"{label.partition('#')[0]}: ")
     said = ": ".join(part for part in (label, error.type.rpartition(".")[2], message) if part)
-    if not error.reason or (said and error.reason == "COMPONENT_FAILED"):
+    if not error.reason or (said and error.reason in _SAID_BY_ITSELF):
         return said
     return f"{said} ({error.reason})" if said else error.reason
 

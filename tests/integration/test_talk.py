@@ -385,17 +385,29 @@ async def test_an_unknown_workflow_is_told_from_a_misspelt_one(gateway: Gateway,
 
 
 async def test_without_a_gateway_one_line_says_what_to_do(onward: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No traceback, no gRPC, and for a start how to find out whether it happened."""
+    """No traceback, and no words of gRPC."""
     monkeypatch.setattr(talk, "PATIENCE_S", 0)
     where = "127.0.0.1:1"  # nobody listens there
     said = (
         f"onward: no Gateway answers at {where}: start one with `onward dev FILE`, or name another one with --gateway\n"
     )
-    for words in (["runs"], ["get", "x"], ["follow", "x"], ["cancel", "x"], ["workflows"], ["resume", "x"]):
-        assert await onward(*words, "--gateway", where) == Ran(2, "", said)
-    ran = await onward("start", "blog_post", "--request-id", "r1", "--gateway", where)
-    assert ran.err.startswith(said)
-    assert ran.err.endswith("--request-id r1\n")
+    for command in ("runs", "workflows", "get x", "follow x", "cancel x", "resume x", "signal x y", "start x"):
+        assert await onward(*command.split(), "--gateway", where) == Ran(2, "", said)
+
+
+async def test_where_a_start_may_have_happened_it_is_said_how_to_find_out(
+    gateway: Gateway, onward: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same request_id again gives the run if there is one, and starts it if not."""
+    monkeypatch.setattr(talk, "PATIENCE_S", 0)
+    gateway.refuse(Code.UNAVAILABLE, "STORE_UNAVAILABLE", "the store does not answer")
+    ran = await onward("start", "blog_post", "--request-id", "r1")
+    assert ran == Ran(
+        2,
+        "",
+        "onward: the store does not answer\n"
+        "if it was accepted after all, this gives the same run and no second one: --request-id r1\n",
+    )
 
 
 # --- follow -----------------------------------------------------------------------------------------------------------
