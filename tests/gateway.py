@@ -179,21 +179,22 @@ class Followed:
 class Reading:
     """A stream that is read message by message."""
 
-    def __init__(self, door: Door, request: SubscribeRunRequest) -> None:
+    def __init__(self, door: Door, request: SubscribeRunRequest, view: View.ValueType = View.VIEW_RAW) -> None:
         self.followed = Followed()
+        self._view = view
         self._call = door.stub.SubscribeRun(request)
         self._messages = aiter(self._call)
 
     async def next(self) -> SubscribeRunResponse:
         """Take one message."""
         response = await anext(self._messages)
-        self.followed.take(response)
+        self.followed.take(response, self._view)
         return response
 
     async def rest(self) -> Followed:
         """Take all that is left."""
         async for response in self._messages:
-            self.followed.take(response)
+            self.followed.take(response, self._view)
         return self.followed
 
     def cancel(self) -> None:
