@@ -74,6 +74,7 @@ class Holding:
         self._changed = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._closed = False
         self.draining = False
         self.heartbeat = Heartbeat(store, executor.executor_id, ttl_s=lease_ttl_s, on_renewal=self._on_renewal)
 
@@ -156,18 +157,20 @@ class Holding:
                 await self._empty.wait()
 
     async def hand_over(self) -> None:
-        """Stop whatever is still held and have it queued again for another executor."""
+        """Stop whatever is still held, have it queued again for another executor, and end what watchers are told."""
         left = list(self._held.values())
         if left:
             logger.info("handing over %d runs", len(left))
         await asyncio.gather(*(self._hand_over(held) for held in left))
+        self._closed = True
+        self._changed.set()
 
     async def watch(self) -> AsyncIterator[WatchResponse]:
-        """Yield the load as it changes, for ever; what is held at first and every HELD_EVERY_S seconds."""
+        """Yield the load as it changes, until all is handed over; at first and every HELD_EVERY_S seconds what is held."""
         loop = asyncio.get_running_loop()
         told_at = float("-inf")
         was_full = False
-        while True:
+        while not self._closed:
             response = WatchResponse(executor=self._snapshot(whole=told_at == float("-inf")))
             if loop.time() - told_at >= HELD_EVERY_S:
                 told_at = loop.time()
@@ -182,6 +185,7 @@ class Holding:
                     await changed.wait()
             if changed is self._changed and changed.is_set():
                 self._changed = asyncio.Event()
+        yield WatchResponse(executor=self._snapshot(whole=False))
 
     @property
     def running(self) -> int:
