@@ -51,8 +51,10 @@ class Deployments:
         try:
             yield self
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            tasks = [task, self._reading] if self._reading is not None else [task]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def choose(self, workflow: str, deployment: str = "") -> Served | None:
         """Return who takes a new run of a workflow, or None. An unknown name is looked up again before it is refused.

@@ -9,13 +9,18 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import DataError, ResponseError
 from tests.proxy import proxy_to
+from tests.runlog import a_run, eventually, status
 
 from onward_cli.valkey import embedded_valkey
 from onward_runlog import keys
 from onward_runlog.connection import Connection
+from onward_runlog.deployments import Deployments
 from onward_runlog.errors import StoreUnavailable, StoreUnfit
+from onward_runlog.leases import Heartbeat
+from onward_runlog.runs import Runs
 from onward_runlog.store import PARTITIONS, VERSION, Store, open_store
 from onward_runlog.subscription import messages
+from onward_runlog.writer import LogWriter
 
 
 async def test_a_store_is_set_up_once(redis_url: str) -> None:
@@ -149,6 +154,42 @@ async def test_a_caller_that_goes_away_disturbs_nobody(redis_url: str) -> None:
         calls[1].cancel()
         proxy.flow()
         assert [await calls[0], await calls[2]] == [b"0", b"2"]
+
+
+async def test_what_was_opened_is_closed(redis_url: str) -> None:
+    """No task and no connection is left, whatever was under way."""
+
+    async def connections() -> int:
+        return len(await redis.client_list())
+
+    async with Redis.from_url(redis_url) as redis:
+        tasks, links = asyncio.all_tasks(), await connections()
+        async with (
+            open_store(redis_url) as store,
+            LogWriter(store).opened() as writer,
+            Deployments(store).following() as deployments,
+            Heartbeat(store, "e1", ttl_s=0.03, on_renewal=lambda _: None).beating() as heartbeat,
+        ):
+            await Runs(store).submit(a_run(), holder="e1", ttl_s=60)
+            log = writer.log("default", "run", 1)
+            heartbeat.add(log.base, log.ref, 1)
+            await log.append(status())
+
+            async def all_connected() -> bool:
+                return await connections() == links + 3
+
+            await eventually(all_connected)
+            log.post(status())
+            looking = asyncio.ensure_future(deployments.choose("blog"))
+            await asyncio.wait([looking], timeout=0)
+            looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+        async def all_gone() -> bool:
+            return await connections() == links
+
+        await eventually(all_gone)
+        assert asyncio.all_tasks() == tasks
 
 
 async def test_a_subscription_comes_back_and_says_so(redis_url: str) -> None:

@@ -126,7 +126,7 @@ async def test_memo_goes_with_its_event_and_not_with_a_later_call(
 async def test_memo_alone_is_there_when_append_returns(log: RedisAttemptLog, calls: list[tuple[Argument, ...]]) -> None:
     """Also while events are under way before it."""
     appending = asyncio.ensure_future(log.append(status("a")))
-    while not calls:
+    while not calls:  # noqa: ASYNC110 - a turn of the loop at a time, so that the reply is not there yet
         await asyncio.sleep(0)
     assert await log.append(memo={"id": b"value"}) == 2
     assert dict(await log.read_memo()) == {"id": b"value"}
@@ -343,6 +343,23 @@ async def test_a_transition_whose_reply_was_lost_happens_once(
     assert proxy.lost == 1
     expected = {"cancel": ["CANCELLING"], "lose": ["QUEUED"], "blob": []}[function]
     assert told(await log_of(store, a_run())) == ["QUEUED", "a", *expected]
+
+
+@pytest.mark.usefixtures("one_partition")
+async def test_a_claim_whose_reply_was_lost_costs_a_lease_and_no_run(
+    store: Store, far_writer: LogWriter, proxy: Proxy
+) -> None:
+    """Nobody was told of the run, so nobody began it: it is queued again when its lease runs out, without a trace."""
+    far, near = Runs(far_writer.store), Runs(store)
+    for run_id in ("a", "b"):
+        await near.submit(a_run(run_id))
+    proxy.lose_reply(b"onward1_claim")
+    claimed = await far.claim(keys.base(0), "build", holder="e1", ttl_s=0, limit=1)
+    assert [taken.run.run_id for taken in claimed] == ["b"]
+    assert await near.lose("default", "a", 1, "expired")
+    [again] = await near.claim(keys.base(0), "build", holder="e1", ttl_s=60, limit=9)
+    assert (again.run.run_id, again.attempt) == ("a", 2)
+    assert told(await log_of(store, a_run("a"))) == ["QUEUED"]
 
 
 async def test_many_runs_go_on_across_cut_connections(store: Store, far_writer: LogWriter, proxy: Proxy) -> None:
