@@ -13,8 +13,16 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from onward_runlog.errors import StoreUnavailable
@@ -36,6 +44,10 @@ DEFAULT_PATIENCE_S = 5.0
 """How long a call waits for a store that is away before it fails."""
 
 _LOST = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError, asyncio.TimeoutError)
+
+_REFUSED = (OutOfMemoryError, ClusterDownError, MasterDownError, TryAgainError)
+_REFUSED_AS = ("MISCONF ", "BUSY ", "NOREPLICAS ")
+"""Replies of a server that is there and takes nothing for now: out of memory, disk full, a script that hangs."""
 
 
 def pool_for(url: str, **options: Any) -> ConnectionPool:
@@ -101,8 +113,9 @@ class Connection:
             patience_s: How long to wait for a store that is away, in seconds.
 
         Raises (when awaited):
-            StoreUnavailable: The store was away for longer; whether the command was applied is unknown.
-            redis.exceptions.ResponseError: The server refused it.
+            StoreUnavailable: The store was away for longer, and whether the command was applied is unknown; or it takes
+                nothing for now.
+            redis.exceptions.ResponseError: The server refused this command.
         """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
@@ -192,5 +205,7 @@ class Connection:
 
 
 def _fail(call: _Call, error: Exception) -> None:
+    if isinstance(error, _REFUSED) or str(error).startswith(_REFUSED_AS):
+        error = StoreUnavailable(f"Redis takes nothing for now: {error}")
     if not call.reply.done():
         call.reply.set_exception(error)

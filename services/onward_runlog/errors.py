@@ -8,7 +8,7 @@ class RunLogError(Exception):
 
 
 class StoreUnavailable(RunLogError):
-    """Redis did not answer in time. Whether a write was applied is unknown."""
+    """Redis did not answer in time, or takes nothing for now. Whether a write was applied is unknown."""
 
 
 class StoreUnfit(RunLogError):

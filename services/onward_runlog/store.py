@@ -123,7 +123,7 @@ async def _load_functions(connection: Connection) -> None:
     """Bring the functions of a store that was used before up to what this build has: a fix must reach it, too."""
     try:
         await connection.call("FUNCTION", "LOAD", "REPLACE", library())
-    except ResponseError as error:  # not allowed here, or out of memory: who may, loads them
+    except (ResponseError, StoreUnavailable) as error:  # not allowed, or out of memory: who can, loads them
         logger.warning("cannot load the functions: %s", error)
 
 

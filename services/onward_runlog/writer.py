@@ -27,6 +27,7 @@ from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import RunState
 from onward_runlog import keys
 from onward_runlog.connection import Argument
+from onward_runlog.errors import StoreUnavailable
 from onward_runlog.record import pairs
 from onward_runlog.store import Store
 
@@ -143,33 +144,36 @@ class LogWriter:
             await asyncio.gather(*(self._commit(base, group) for base, group in groups))
 
     async def _commit(self, base: str, batches: list[_Batch]) -> None:
-        try:
-            await self._send(base, batches)
-        except RedisError as error:
-            logger.error("the store refuses to write for %d runs, trying on: %s", len(batches), error)
-            for batch in batches:
-                task = asyncio.create_task(self._insist(base, batch), name="log writer insists")
-                self._insisting.add(task)
-                task.add_done_callback(self._insisting.discard)
-
-    async def _insist(self, base: str, batch: _Batch) -> None:
-        """Try until the server takes it. Each run by itself: what is wrong with one must not hold up the others."""
-        while True:
-            await asyncio.sleep(PAUSE_S)
-            try:
-                await self._send(base, [batch])
-                return
-            except RedisError as error:
-                logger.debug("the store refuses to write for run %s: %s", batch.log.ref, error)
-
-    async def _send(self, base: str, batches: list[_Batch]) -> None:
         arguments: list[Argument] = [*self._limits]
         for batch in batches:
             arguments += batch.arguments
-        # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
-        replies = await self.store.call("append", base, *arguments, patience_s=float("inf"))
-        for batch, reply in zip(batches, replies, strict=True):
-            batch.log.settle(batch.items, reply)
+        try:
+            # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
+            replies = await self.store.call("append", base, *arguments, patience_s=float("inf"))
+        except (RedisError, StoreUnavailable) as error:
+            logger.error("the store refuses to write for %d runs, trying on: %s", len(batches), error)
+            for batch in batches:
+                task = asyncio.create_task(self._commit_alone(base, batch), name="log writer insists")
+                self._insisting.add(task)
+                task.add_done_callback(self._insisting.discard)
+        else:
+            for batch, reply in zip(batches, replies, strict=True):
+                batch.log.settle(batch.items, reply)
+
+    async def _commit_alone(self, base: str, batch: _Batch) -> None:
+        """What is wrong with one run must not hold up the others."""
+        await asyncio.sleep(PAUSE_S)
+        [reply] = await self.insist("append", base, *self._limits, *batch.arguments)
+        batch.log.settle(batch.items, reply)
+
+    async def insist(self, function: str, base: str, *arguments: Argument) -> Any:
+        """Call a function that may be repeated until the server takes it, and return its reply."""
+        while True:
+            try:
+                return await self.store.call(function, base, *arguments, patience_s=float("inf"))
+            except (RedisError, StoreUnavailable) as error:
+                logger.debug("the store refuses %s: %s", function, error)
+            await asyncio.sleep(PAUSE_S)
 
 
 class RedisAttemptLog:
@@ -264,8 +268,7 @@ class RedisAttemptLog:
         self._raise_refusal()
         self._blobs += 1
         name = f"{self.attempt}-{self._blobs}"
-        call = self._writer.store.call("blob", self.base, self.ref, self.attempt, name, data, patience_s=float("inf"))
-        status = (await call)[0]
+        [status] = await self._writer.insist("blob", self.base, self.ref, self.attempt, name, data)
         if status != b"ok":
             raise _refusal(status, self.ref)
         return f"blob:{name}"

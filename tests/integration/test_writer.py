@@ -431,13 +431,18 @@ async def test_a_store_out_of_memory_stops_events_and_not_leases(
     await store.command("CONFIG", "SET", "maxmemory", "1")
     try:
         appending = asyncio.ensure_future(log.append(status("a"), status("b")))
+        keeping = asyncio.ensure_future(log.put_blob(b"large"))
+        with pytest.raises(StoreUnavailable, match="takes nothing for now"):
+            await brief.submit(a_run("new"))
         assert [list(reply) for reply in await store.call("renew", log.base, 60_000, log.ref, 1, "e1")] == [[1, 1, 1]]
         await brief.sweep()
         assert await store.command("EXISTS", keys.run(log.base, "default/old")) == 0
         assert not appending.done()
+        assert not keeping.done()
     finally:
         await store.command("CONFIG", "SET", "maxmemory", "0")
     assert await appending == 3
+    assert await log.get_blob(await keeping) == b"large"
     assert told(await log_of(store, a_run())) == ["QUEUED", "a", "b"]
 
 
