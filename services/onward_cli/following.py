@@ -132,9 +132,12 @@ async def _displayed(console: Console, run: Run, after: int) -> AsyncIterator[Di
 
 
 async def _paint(screen: Screen) -> None:
+    loop = asyncio.get_running_loop()
     while True:
+        began = loop.time()
         screen.paint()
-        await asyncio.sleep(PAINT_S)
+        # A large picture comes less often: events are taken in between.
+        await asyncio.sleep(max(PAINT_S, 4 * (loop.time() - began)))
 
 
 async def _stays_paused(client: Client, view: View, run_id: str) -> bool:
@@ -148,7 +151,7 @@ def _show_end(console: Console, run: Run, view: View, again: str) -> None:
     output = decode(run.output)
     if console.is_terminal and view.text and view.text != output:
         # Elsewhere it was written as it came, and so was the error.
-        console.print("", Text(printable(view.text)), sep="\n", soft_wrap=True)
+        console.print("", Text(printable(view.text)), sep="\n")
     if console.is_terminal:
         console.print()
     if run.state == RUN_STATE_SUCCEEDED:
@@ -192,6 +195,7 @@ def show_value(console: Console, value: Any, elsewhere: str) -> None:
     elif isinstance(value, bytes):
         console.print(Text(f"({size(len(value))} of bytes: {elsewhere})", style="dim"), soft_wrap=True)
     elif isinstance(value, str):
-        console.print(Text(printable(value)), soft_wrap=True)
+        # On a terminal it is to be read, so words stay whole; elsewhere lines do.
+        console.print(Text(printable(value)), soft_wrap=not console.is_terminal)
     elif value is not None:
         console.print(JSON(printable(dump(value)), indent=2), soft_wrap=True)
