@@ -1,0 +1,85 @@
+"""docker-compose.yml against the settings that it has to fit. Whether it works is shown by services/deploy/try.sh."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from onward_executor.app import END_S
+from onward_executor.settings import Settings as Executor
+from onward_gateway.settings import Settings as Gateway
+from onward_scheduler.settings import Settings as Scheduler
+
+FILE = Path(__file__).parents[2] / "docker-compose.yml"
+
+
+def service(name: str) -> str:
+    """Return what the file says of one service, its variables at their defaults."""
+    block = re.search(rf"^  {name}:\n((?:    .*\n|\n)+)", FILE.read_text(), re.MULTILINE)
+    assert block is not None, f"no service {name}"
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", block[1])
+
+
+def value(name: str, pattern: str) -> str:
+    found = re.search(pattern, service(name))
+    assert found is not None, f"no {pattern} in {name}"
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "needed_s"),
+    [
+        ("executor", Executor.drain_grace_s + END_S),
+        ("gateway", Gateway.shutdown_grace_s),
+        ("scheduler", Scheduler.shutdown_grace_s),
+    ],
+)
+def test_a_container_has_longer_to_end_than_its_process_takes(name: str, needed_s: float) -> None:
+    """Docker kills what outlives the stop grace: a run would be lost to its lease instead of handed over."""
+    assert int(value(name, r"stop_grace_period: (\d+)s")) > needed_s
+
+
+def test_an_executor_drains_as_long_as_its_stop_grace_was_made_for() -> None:
+    assert float(value("executor", r"ONWARD_DRAIN_GRACE_S: (\d+)")) == Executor.drain_grace_s
+
+
+@pytest.mark.parametrize("name", ["gateway", "scheduler", "executor"])
+def test_a_health_check_runs_what_the_image_has(name: str) -> None:
+    """The image has Python, and this project, and no curl."""
+    command = value(name, r"test: \[(.*)\]").replace('"', "").split(", ")
+    assert command[:3] == ["CMD", "python", "-m"]
+    assert importlib.util.find_spec(command[3]) is not None
+    port = command[4].removeprefix("127.0.0.1:")
+    assert f"0.0.0.0:{port}" in service("scheduler" if name == "scheduler" else name)
+
+
+def test_the_store_keeps_what_it_acknowledges() -> None:
+    command = service("valkey")
+    for setting in ("--appendonly yes", "--appendfsync always", "--maxmemory-policy noeviction"):
+        assert setting in command
+
+
+def test_only_this_machine_reaches_what_is_published() -> None:
+    published = re.findall(r"^      - (\S+):\d+$", service("gateway"), re.MULTILINE)
+    assert published == ["127.0.0.1:50051", "127.0.0.1:8080"]
+    assert "ports:" not in service("valkey") + service("scheduler") + service("executor")
+
+
+def test_compose_accepts_the_file() -> None:
+    if found := shutil.which("docker-compose"):
+        command = [found]
+    elif found := shutil.which("docker"):
+        command = [found, "compose"]
+        if subprocess.run([*command, "version"], capture_output=True, check=False).returncode:
+            pytest.skip("docker has no compose here")
+    else:
+        pytest.skip("there is no docker-compose here")
+    checked = subprocess.run(
+        [*command, "-f", str(FILE), "config", "--quiet"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
