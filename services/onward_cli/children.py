@@ -1,4 +1,7 @@
-"""Processes that dev mode starts: they tell when they serve, and never outlive their parent."""
+"""Processes that dev mode starts: they tell their parent when they serve, and never outlive it.
+
+What they print is theirs: stdout and stderr are those of the parent, with nobody in between who could be in the way.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from onward_serving.process import announce
+
 PARENT = "ONWARD_PARENT_PID"
 """Set for a child that must end with its parent."""
+
+READY = "ONWARD_READY_FD"
+"""Set for a child that tells its parent, and nobody else, when it serves: the file descriptor to write to."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,6 +34,16 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def tell_ready(**addresses: str) -> None:
+    """Say that this process serves: to the one that started it if that asked for it, else to whoever reads stdout."""
+    parent = os.environ.pop(READY, "")
+    if not parent:
+        announce(**addresses)
+        return
+    with open(int(parent), "w") as pipe, contextlib.redirect_stdout(pipe):  # noqa: PTH123 - a descriptor is no path
+        announce(**addresses)
+
+
 class Child:
     """A server process of ours.
 
@@ -33,27 +51,33 @@ class Child:
         addresses: What its ready line said, e.g. {"grpc": "127.0.0.1:50060"}; empty until it is ready.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, pipe: int) -> None:
         self._process = process
-        self._ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.addresses: dict[str, str] = {}
-        self._reading = asyncio.create_task(self._read(), name=f"output of {process.pid}")
+        self._reading = asyncio.create_task(self._read(pipe), name=f"ready line of {process.pid}")
 
     @classmethod
     async def start(cls, arguments: Sequence[str]) -> Child:
-        """Start `onward` with these arguments. Its log goes to our stderr, what it prints to our stdout."""
-        environment = {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "onward_cli",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for dev mode, which then ends its children in order
-        )
-        return cls(process)
+        """Start `onward` with these arguments."""
+        pipe, childs = os.pipe()
+        environment = {**os.environ, PARENT: str(os.getpid()), READY: str(childs), "PYTHONUNBUFFERED": "1"}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "onward_cli",
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[childs],
+                start_new_session=True,  # Ctrl-C is for dev mode, which then ends its children in order
+            )
+        except BaseException:
+            os.close(pipe)
+            raise
+        finally:
+            os.close(childs)
+        return cls(process, pipe)
 
     @property
     def pid(self) -> int:
@@ -62,11 +86,16 @@ class Child:
 
     async def ready(self) -> bool:
         """Wait until it serves; False if it ended before."""
-        return await asyncio.shield(self._ready)
+        # The pipe's end proves nothing: what user code started may still hold it.
+        ended = asyncio.create_task(self._process.wait())
+        await asyncio.wait({self._reading, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        return bool(self.addresses)
 
     async def ended(self) -> int:
         """Wait for its end and return its exit status, negative for a signal."""
         status = await self._process.wait()
+        self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         return status
 
@@ -85,14 +114,12 @@ class Child:
             self._process.kill()
         return await self.ended()
 
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            if not self._ready.done() and line.startswith(b"ready "):
-                self.addresses = dict(field.split("=", 1) for field in line.decode().split()[1:])
-                self._ready.set_result(True)
-            else:
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-        if not self._ready.done():
-            self._ready.set_result(False)
+    async def _read(self, pipe: int) -> None:
+        told = asyncio.StreamReader()
+        file = os.fdopen(pipe, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(told), file
+        )
+        with contextlib.closing(transport):
+            line = (await told.readline()).decode()
+        self.addresses = dict(field.split("=", 1) for field in line.split()[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import logging
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +15,20 @@ from cyclopts import Parameter
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 from rich.console import Console
+from rich.text import Text
 from watchfiles import PythonFilter, awatch
 
 from onward.v1.executor_service_pb2 import DrainRequest
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
-from onward_cli.children import Child
+from onward_cli.children import Child, tell_ready
 from onward_cli.serving import Target, serve
-from onward_cli.valkey import StoreError, embedded_valkey
+from onward_cli.valkey import StoreError, Valkey, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_gateway.settings import Settings as GatewaySettings
 from onward_runlog import registry
 from onward_runlog.store import open_store
 from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
-from onward_serving.process import announce
-
-logger = logging.getLogger(__name__)
 
 RELOAD_GRACE_S = 24 * 3600
 """How long runs in flight may go on in executors with the code before a change."""
@@ -70,9 +68,9 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
         OSError: An address is taken.
         CodeError: The user's code does not load.
     """
-    console = Console(stderr=True, highlight=False)
     async with contextlib.AsyncExitStack() as stack:
         valkey = await stack.enter_async_context(embedded_valkey(settings.data))
+        await stack.enter_async_context(_kept(valkey))
         scheduler = await stack.enter_async_context(
             scheduler_app.opened(SchedulerSettings(redis_url=valkey.url, listen="127.0.0.1:0"))
         )
@@ -83,17 +81,17 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
                 )
             )
         )
-        crew = Crew(settings, redis_url=valkey.url, scheduler=scheduler.address, console=console)
+        crew = Crew(settings, redis_url=valkey.url, scheduler=scheduler.address)
         await stack.enter_async_context(crew.working())
-        console.print(f"[bold]onward dev[/]  {settings.target}  (deployment {crew.deployment})")
-        console.print(f"  gRPC       {gateway.grpc}")
-        console.print(f"  HTTP       http://{gateway.http}")
-        console.print(f"  scheduler  {scheduler.address}")
-        console.print(f"  store      {valkey.url}  (kept in {settings.data}/)")
-        console.print(f"  executors  {settings.executors}, with {settings.slots} slots each")
-        console.print(f"  try        onward workflows --gateway {gateway.grpc}")
+        tell(f"onward dev  {settings.target}  (deployment {crew.deployment})", "bold")
+        tell(f"  gRPC       {gateway.grpc}")
+        tell(f"  HTTP       http://{gateway.http}")
+        tell(f"  scheduler  {scheduler.address}")
+        tell(f"  store      {valkey.url}  (kept in {settings.data}/)")
+        tell(f"  executors  {settings.executors}, with {settings.slots} slots each")
+        tell(f"  try        onward workflows --gateway {gateway.grpc}")
         yield gateway
-        console.print("stopping: runs in flight are handed over and go on when you start again")
+        tell("stopping: runs in flight are handed over and go on when you start again")
 
 
 def dev(
@@ -112,12 +110,40 @@ def dev(
     """
     settings = Settings(target=target, data=data, grpc=grpc, http=http, executors=executors, slots=slots, reload=reload)
     serve(
+        "onward-dev",
         lambda _: opened(settings),
-        lambda doors: announce(grpc=doors.grpc, http=doors.http),
+        lambda doors: tell_ready(grpc=doors.grpc, http=doors.http),
         StoreError,
         CodeError,
         log_level="WARNING",
     )
+
+
+def tell(text: str, style: str = "") -> None:
+    """Say something to the developer. On stderr: stdout has the ready line and what user code prints."""
+    Console(stderr=True).print(Text(text, style), soft_wrap=True)
+
+
+@contextlib.asynccontextmanager
+async def _kept(valkey: Valkey) -> AsyncIterator[None]:
+    """Start the store again whenever it ends by itself, until the block ends. It keeps what it acknowledged."""
+
+    async def keep() -> None:
+        while True:
+            status = await valkey.wait()
+            tell(f"the store ended with status {status}; starting it again", "yellow")
+            try:
+                await valkey.start()
+            except StoreError as error:
+                tell(str(error), "red")
+                await asyncio.sleep(CRASH_PAUSES_S[-1])
+
+    keeping = asyncio.create_task(keep(), name="store")
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 class Crew:
@@ -127,31 +153,31 @@ class Crew:
         settings: As given.
         redis_url: The store.
         scheduler: HOST:PORT.
-        console: Where changes are told.
     """
 
-    def __init__(self, settings: Settings, *, redis_url: str, scheduler: str, console: Console) -> None:
+    def __init__(self, settings: Settings, *, redis_url: str, scheduler: str) -> None:
         self._settings = settings
         self._redis_url = redis_url
         self._scheduler = scheduler
-        self._console = console
         self._current: list[Child] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._children: set[Child] = set()
-        self._stopping = False
+        self._served = asyncio.Event()
         self.deployment = ""
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[Crew]:
         """Keep executors running until the block ends."""
         try:
-            if not await self._replace():
-                raise CodeError(f"{self._settings.target} cannot be served; the reason stands above")
             if self._settings.reload:
                 self._spawn(self._follow_code())
+                await asyncio.sleep(0)  # it watches before the code is read: no change is missed
+            if not await self._replace():
+                raise CodeError(f"{self._settings.target} cannot be served; the reason stands above")
+            self._served.set()
             yield self
         finally:
-            self._stopping = True
+            self._current = []
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -177,19 +203,26 @@ class Crew:
         return None
 
     async def _replace(self) -> bool:
-        """Start executors with the code as it is now; once they serve, let those before finish what they hold."""
-        started = await asyncio.gather(*(self._start() for _ in range(self._settings.executors)))
-        fresh = [child for child in started if child is not None]
-        if len(fresh) < len(started):
-            await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in fresh))
-            self._children.difference_update(fresh)
+        """Serve the code as it is now, and let executors of the code before finish. False if it does not load."""
+        first = await self._start()
+        if first is None:
+            return False
+        deployment = first.addresses["deployment"]
+        if deployment == self.deployment:  # other files changed, or this one was changed back at once
+            await _retire(first)
+            return True
+        # After the first one, so that code which does not load says so once.
+        others = await asyncio.gather(*(self._start() for _ in range(self._settings.executors - 1)))
+        fresh = [first, *(child for child in others if child is not None)]
+        if len(fresh) < self._settings.executors:
+            await asyncio.gather(*(_retire(child) for child in fresh))
             return False
         retired, self._current = self._current, fresh
-        self.deployment = fresh[0].addresses["deployment"]
+        self.deployment = deployment
         async with open_store(self._redis_url) as store:
-            await registry.promote(store, self.deployment)
+            await registry.promote(store, deployment)
         await asyncio.gather(*(_retire(child) for child in retired))
-        for child in fresh:
+        for child in self._current:
             self._spawn(self._mind(child))
         return True
 
@@ -197,26 +230,40 @@ class Crew:
         """Start another one when an executor dies; let it go when it was retired."""
         status = await child.ended()
         self._children.discard(child)
-        tries = 0
-        while child in self._current and not self._stopping:
-            if tries == 0:
-                self._console.print(f"[yellow]an executor ended with status {status}; starting another one[/]")
-            await asyncio.sleep(CRASH_PAUSES_S[min(tries, len(CRASH_PAUSES_S) - 1)])
-            tries += 1
+        if child in self._current:
+            tell(f"an executor ended with status {status}; starting another one", "yellow")
+        for pause_s in itertools.chain(CRASH_PAUSES_S, itertools.repeat(CRASH_PAUSES_S[-1])):
+            await asyncio.sleep(pause_s)
+            if child not in self._current:
+                return
             fresh = await self._start()
-            if fresh is not None and child in self._current:
-                self._current[self._current.index(child)] = fresh
-                self._spawn(self._mind(fresh))
+            if fresh is None:
+                continue
+            if child not in self._current:  # the code has changed meanwhile
+                await _retire(fresh)
+                return
+            self._current[self._current.index(child)] = fresh
+            self._spawn(self._mind(fresh))
+            return
 
     async def _follow_code(self) -> None:
-        async for _ in awatch(_source(self._settings.target), watch_filter=PythonFilter(), step=50, debounce=300):
-            before = self.deployment
-            if not await self._replace():
-                self._console.print("[red]the changed code does not load; the code before goes on[/]")
-            elif self.deployment != before:
-                self._console.print(
-                    f"[green]reloaded[/] as deployment {self.deployment}; runs in flight finish on {before}"
-                )
+        changes = awatch(
+            _source(self._settings.target),
+            watch_filter=PythonFilter(),
+            step=50,
+            debounce=300,
+            ignore_permission_denied=True,
+        )
+        try:
+            async for _ in changes:
+                await self._served.wait()
+                before = self.deployment
+                if not await self._replace():
+                    tell("the changed code does not load; the code before goes on", "red")
+                elif self.deployment != before:
+                    tell(f"reloaded as deployment {self.deployment}; runs in flight finish on {before}", "green")
+        except OSError as error:  # too many folders to watch, mostly
+            tell(f"changes of the code are not followed: {error}", "red")
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -236,11 +283,17 @@ async def _retire(child: Child) -> None:
 
 
 def _source(target: str) -> Path:
-    """Return the folder whose Python files the user's code is made of."""
+    """Return the folder whose Python files the user's code is made of. Imports nothing: that is for executors."""
     path = Path(target)
     if path.exists():
-        return path if path.is_dir() else path.resolve().parent
-    spec = importlib.util.find_spec(target.partition(".")[0])
+        folder = path.resolve() if path.is_dir() else path.resolve().parent
+        while (folder.parent / "__init__.py").is_file():  # a part of a package uses other parts
+            folder = folder.parent
+        return folder
+    try:
+        spec = importlib.util.find_spec(target.partition(".")[0])
+    except ValueError:
+        spec = None
     if spec is None or spec.origin is None:
         return Path.cwd()
     return Path(spec.origin).parent

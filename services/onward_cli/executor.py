@@ -8,10 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onward.loading import LoadError
+from onward_cli.children import tell_ready
 from onward_cli.serving import AllowUnfit, Redis, Schedulers, Target, addresses, given, serve
 from onward_executor.app import opened
 from onward_executor.settings import Settings
-from onward_serving.process import announce
 
 
 def executor(
@@ -45,7 +45,8 @@ def executor(
     )
 
     serve(
+        "onward-executor",
         lambda stop: opened(settings, stop),
-        lambda running: announce(grpc=running.server.address, deployment=running.executor.deployment),
+        lambda running: tell_ready(grpc=running.server.address, deployment=running.executor.deployment),
         LoadError,
     )

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from onward_cli.children import tell_ready
 from onward_cli.serving import AllowUnfit, Redis, Schedulers, addresses, given, serve
 from onward_gateway.app import opened
 from onward_gateway.settings import Settings
-from onward_serving.process import announce
 
 
 def gateway(
@@ -38,4 +38,4 @@ def gateway(
         ),
     )
 
-    serve(lambda _: opened(settings), lambda doors: announce(grpc=doors.grpc, http=doors.http))
+    serve("onward-gateway", lambda _: opened(settings), lambda doors: tell_ready(grpc=doors.grpc, http=doors.http))

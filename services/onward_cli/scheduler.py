@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from onward_cli.children import tell_ready
 from onward_cli.serving import AllowUnfit, Redis, given, serve
 from onward_scheduler.app import opened
 from onward_scheduler.settings import Settings
-from onward_serving.process import announce
 
 
 def scheduler(
@@ -29,4 +29,4 @@ def scheduler(
         **given(redis_url=redis, listen=listen, lease_ttl_s=lease_ttl, allow_unfit_store=allow_unfit_store),
     )
 
-    serve(lambda _: opened(settings), lambda server: announce(grpc=server.address))
+    serve("onward-scheduler", lambda _: opened(settings), lambda server: tell_ready(grpc=server.address))

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from onward_cli.children import die_with_parent
+from onward_cli.children import PARENT, die_with_parent
 from onward_runlog.errors import StoreUnfit
 from onward_serving.process import log_to_stderr, stop_on_signals
 
@@ -38,6 +38,7 @@ def addresses(text: str | None) -> tuple[str, ...] | None:
 
 
 def serve(
+    name: str,
     open: Callable[[asyncio.Event], AbstractAsyncContextManager[Server]],
     ready: Callable[[Server], None],
     *failures: type[Exception],
@@ -46,18 +47,41 @@ def serve(
     """Run a server until SIGTERM or Ctrl-C, or end with one line that says why it cannot.
 
     Args:
+        name: What it is called in traces, unless OTEL_SERVICE_NAME names it.
         open: Gives the server, which serves inside its block; takes the event that ends it.
         ready: Called when it serves.
         failures: What else may keep it from serving, beside a taken address and an unfit store.
         log_level: Unless ONWARD_LOG_LEVEL names another.
     """
+    if PARENT in os.environ:
+        # A cached file is trusted by its size and the second of its time: a change within that second would be missed.
+        sys.dont_write_bytecode = True
     die_with_parent()
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
     known: tuple[type[Exception], ...] = (OSError, StoreUnfit, *failures)
     try:
-        asyncio.run(_main(open, ready))
+        with _traced(name):
+            asyncio.run(_main(open, ready))
     except known as error:
         sys.exit(f"onward: {error}")
+
+
+@contextlib.contextmanager
+def _traced(name: str) -> Iterator[None]:
+    """Export spans as the OTEL_ variables ask for it, and what is left of them when the block ends."""
+    provider = None
+    if os.environ.get("OTEL_TRACES_EXPORTER"):
+        from onward.telemetry import configure_from_env  # a tenth of a second, which few need
+
+        try:
+            provider = configure_from_env(name)
+        except ValueError as error:
+            sys.exit(f"onward: {error}")
+    try:
+        yield
+    finally:
+        if provider is not None:
+            provider.shutdown()
 
 
 async def _main(

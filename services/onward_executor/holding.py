@@ -166,7 +166,7 @@ class Holding:
         self._changed.set()
 
     async def watch(self) -> AsyncIterator[WatchResponse]:
-        """Yield the load as it changes until all is handed over; at first and every HELD_EVERY_S seconds what is held."""
+        """Yield the load as it changes until all is handed over; what is held at first and every HELD_EVERY_S."""
         loop = asyncio.get_running_loop()
         told_at = float("-inf")
         was_full = False
