@@ -31,7 +31,7 @@ CANCEL_GRACE_S = 10.0
 HELD_EVERY_S = 5.0
 """How often watchers are told every run that is held."""
 
-QUIET_S = 0.01
+QUIET_S = 0.1
 """Changes of load within this time are told once, except the one that makes a full executor free."""
 
 

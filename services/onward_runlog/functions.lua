@@ -115,6 +115,8 @@ end
 
 local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'log_id', 'last', 'state', 'deadline' }
 
+local SHOWN = { 'run', 'state', 'attempt', 'holder', 'deployment', 'log_id', 'last', 'start', 'end', 'expire', 'error' }
+
 local function dispatch(base, ref) return redis.call('HMGET', base .. ':' .. ref .. ':run', unpack(DISPATCH)) end
 
 -- The end of a run: nothing follows.
@@ -135,17 +137,17 @@ end
 
 -- submit: ref, digest, run, input, deployment, priority, fairness, start (0: now), deadline (0: none), score, log_id,
 --   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, n, names of n indexes
--- → {"new" | "replayed" | "reused" | "full", record, attempt}
+-- → {"new", attempt, or 0 while it waits} | {"replayed", SHOWN values} | {"reused"} | {"full"}
 local function submit(keys, argv)
   local base, ref, digest = keys[1], argv[1], argv[2]
   local key = base .. ':' .. ref .. ':run'
   local known = load(key, 'digest', 'log_id', 'attempt', 'holder', 'began')
   if known then
     if known[1] ~= digest then return { 'reused' } end
-    if known[2] ~= argv[11] then return { 'replayed', redis.call('HGETALL', key), 0 } end
+    if known[2] ~= argv[11] then return { 'replayed', redis.call('HMGET', key, unpack(SHOWN)) } end
     -- Every call brings a log_id of its own: this is the first call again, whose reply was lost.
     local given = known[3] == '1' and known[4] ~= '' and known[4] == argv[15] and known[5] == '0'
-    return { 'new', redis.call('HGETALL', key), given and 1 or 0 }
+    return { 'new', given and 1 or 0 }
   end
   local deployment, priority, fairness = argv[5], tonumber(argv[6]), argv[7]
   local start, deadline, score = tonumber(argv[8]), tonumber(argv[9]), argv[10]
@@ -174,7 +176,7 @@ local function submit(keys, argv)
     enqueue(base, deployment, ref, priority, fairness, false)
   end
   publish(base, appended)
-  return { 'new', redis.call('HGETALL', key), attempt }
+  return { 'new', attempt }
 end
 
 -- claim: deployment, holder, ttl, n → up to n of {ref, DISPATCH values}

@@ -16,7 +16,7 @@ from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run, RunError, RunState
 from onward_runlog import keys
 from onward_runlog.errors import QueueFull, RequestReused, RunNotFound, WrongState
-from onward_runlog.record import pairs, run_from
+from onward_runlog.record import LISTED, pairs, run_from
 from onward_runlog.store import Store
 from onward_runlog.writer import LOG_BYTES_MAX, LOG_EVENTS_MAX, RETENTION_S
 
@@ -30,6 +30,10 @@ DEATHS_MAX = 3
 
 SWEEP_MAX = 500
 """What one sweep of a partition takes on of each kind."""
+
+# The fields that functions reply with, as the two lists of the same names in functions.lua.
+_SHOWN = tuple(name.encode() for name in LISTED)
+_DISPATCH = (b"run", b"input", b"attempt", b"cause", b"trace", b"deployment", b"log_id", b"last", b"state", b"deadline")
 
 OWN_ID_CHARACTERS = 26
 """Length of a run_id that the server makes."""
@@ -121,7 +125,7 @@ class Runs:
             ttl_s: The lease that `holder` then gets, in seconds.
 
         Returns:
-            The run, whether it was known already, and what to hand to `holder` if it took the run.
+            The run without its input, whether it was known already, and what to hand to `holder` if it took the run.
 
         Raises:
             RequestReused: The run_id stands for another workflow or input.
@@ -133,8 +137,10 @@ class Runs:
         static = Run()
         static.CopyFrom(run)
         static.ClearField("input")
-        static.create_time.GetCurrentTime()
-        created = static.create_time.ToMicroseconds()
+        seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+        static.create_time.seconds, static.create_time.nanos = seconds, nanos
+        created = seconds * 1_000_000 + nanos // 1000
+        log_id = secrets.token_hex(8)
         names = [keys.ALL, keys.by_workflow(run.workflow)]
         names += [keys.by_label(key, value) for key, value in run.labels.items()]
         if run.parent_run_id:
@@ -153,7 +159,7 @@ class Runs:
             run.schedule_time.ToMilliseconds() if run.HasField("schedule_time") else 0,
             run.deadline.ToMilliseconds() if run.HasField("deadline") else 0,
             created,
-            secrets.token_hex(8),
+            log_id,
             trace_parent,
             _state_event(RunState.RUN_STATE_QUEUED),
             QUEUE_MAX,
@@ -166,29 +172,25 @@ class Runs:
             raise RequestReused(run.run_id)
         if status == b"full":
             raise QueueFull(f"{QUEUE_MAX} runs wait for deployment {run.deployment} already")
-        record, attempt = pairs(rest[0]), rest[1]
-        kept = run_from(record)
-        taken = self._taken(base, ref, record) if attempt else None
-        return kept, status == b"replayed", taken
+        if status == b"replayed":
+            return run_from(dict(zip(_SHOWN, rest[0], strict=True))), True, None
+        static.state = RunState.RUN_STATE_QUEUED
+        static.log.log_id, static.log.first_offset, static.log.last_offset = log_id, 1, 1
+        if rest[0] == 0:
+            return static, False, None
+        given = Run()
+        given.CopyFrom(static)
+        given.input.CopyFrom(run.input)
+        given.attempt, given.executor_id = rest[0], holder
+        cause = AttemptCause.ATTEMPT_CAUSE_STARTED
+        return static, False, Taken(given, given.attempt, keys.log(base, ref), cause, trace_parent)
 
     async def claim(self, base: str, deployment: str, *, holder: str, ttl_s: float, limit: int) -> list[Taken]:
         """Give up to `limit` queued runs of a partition to an executor; each lease of `ttl_s` seconds begins here."""
         replies = await self._store.call("claim", base, deployment, holder, int(ttl_s * 1000), limit)
-        names = (
-            b"run",
-            b"input",
-            b"attempt",
-            b"cause",
-            b"trace",
-            b"deployment",
-            b"log_id",
-            b"last",
-            b"state",
-            b"deadline",
-        )
         taken = []
         for ref, values in replies:
-            record = dict(zip(names, values, strict=True))
+            record = dict(zip(_DISPATCH, values, strict=True))
             record[b"holder"] = holder.encode()
             taken.append(self._taken(base, ref.decode(), record))
         return taken

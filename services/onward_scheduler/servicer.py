@@ -62,8 +62,6 @@ class SchedulerServicer(SchedulerServiceServicer):
             self._check_taking()
             run = await self._run_of(request)
             run, replayed = await self._dispatcher.submit(run, trace_parent=request.trace_parent)
-            run.ClearField("input")
-            run.ClearField("output")
             return SubmitRunResponse(run=run, replayed=replayed)
 
     async def StopRun(self, request: StopRunRequest, context: Context) -> StopRunResponse:
