@@ -64,6 +64,10 @@ demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blo
 test: $(DEV) ## Run every test
 	$(BIN)/pytest -n auto
 
+.PHONY: bench
+bench: $(DEV) ## Measure how fast everything is, beside a floor without an engine; ROWS=1,3 picks figures
+	$(BIN)/python -m tests.bench $(if $(ROWS),--rows $(ROWS))
+
 .PHONY: check check-format check-lint check-types check-imports check-contract check-stubs
 check: check-format check-lint check-types check-imports check-contract check-stubs ## Check format, lint, types, imports, contract and stubs (-k: all of them)
 

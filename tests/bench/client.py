@@ -1,0 +1,114 @@
+"""The client of every figure: one process, asyncio, and the generated stubs as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from onward.v1.gateway_service_pb2 import GetRunRequest, StartRunRequest, SubscribeRunRequest
+from onward.v1.gateway_service_pb2_grpc import GatewayServiceStub
+from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, Payload, Run, RunState
+
+if TYPE_CHECKING:
+    from onward.v1.gateway_service_pb2_grpc import GatewayServiceAsyncStub
+
+OPTIONS = [("grpc.max_receive_message_length", 8 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
+
+
+PATIENCE_S = 60.0
+"""Longer than any run here takes, also on a machine that has other things to do."""
+
+
+class Undelivered(Exception):
+    """A client did not get everything that a run said, once and in order."""
+
+
+@contextlib.asynccontextmanager
+async def connected(gateway: str) -> AsyncIterator[GatewayServiceAsyncStub]:
+    """Connect to a gateway."""
+    async with grpc.aio.insecure_channel(gateway, options=OPTIONS) as channel:
+        async with asyncio.timeout(10):
+            await channel.channel_ready()
+        yield GatewayServiceStub(channel)
+
+
+async def start(stub: GatewayServiceAsyncStub, workflow: str, **input: Any) -> str:
+    """Start a run and return its id."""
+    payload = Payload(data=json.dumps(input).encode())
+    response = await stub.StartRun(StartRunRequest(workflow=workflow, input=payload))
+    return response.run.run_id
+
+
+@dataclass(slots=True)
+class Followed:
+    """What a subscriber got.
+
+    Attributes:
+        events: How many events.
+        messages: How many messages they came in.
+        bytes: Their size in messages, together.
+        run: As it ended.
+        deltas: Of each delta that is a time in nanoseconds, that time and how much later it was here.
+    """
+
+    events: int = 0
+    messages: int = 0
+    bytes: int = 0
+    run: Run | None = None
+    deltas: list[tuple[int, int]] = field(default_factory=list)
+
+
+async def follow(stub: GatewayServiceAsyncStub, run_id: str, *, stamped: bool = False) -> Followed:
+    """Follow a run from its beginning to its end.
+
+    Args:
+        stamped: Whether its deltas are times.
+
+    Raises:
+        Undelivered: Something is missing, doubled, or out of order, or the run did not succeed.
+    """
+    got = Followed()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await _follow(stub, run_id, got, stamped=stamped)
+    except TimeoutError:
+        run = (await stub.GetRun(GetRunRequest(run_id=run_id))).run
+        raise Undelivered(
+            f"run {run_id}: {PATIENCE_S:g} s after its subscriber began it has {got.events} events, and the run is "
+            f"{RunState.Name(run.state)} with {run.log.last_offset}"
+        ) from None
+    if got.run is None:
+        raise Undelivered(f"run {run_id}: the stream ended after offset {got.events} without its end")
+    if got.run.state != RUN_STATE_SUCCEEDED:
+        raise Undelivered(f"run {run_id} ended in state {got.run.state}: {got.run.error}")
+    return got
+
+
+async def _follow(stub: GatewayServiceAsyncStub, run_id: str, got: Followed, *, stamped: bool) -> None:
+    after = 0
+    async for response in stub.SubscribeRun(SubscribeRunRequest(run_id=run_id)):
+        got.messages += 1
+        match response.WhichOneof("message"):
+            case "batch":
+                arrived = time.time_ns()
+                batch = response.batch
+                through = after + len(batch.events)
+                got.bytes += batch.ByteSize()
+                if [event.offset for event in batch.events] != list(range(after + 1, through + 1)):
+                    raise Undelivered(f"run {run_id}: what came after offset {after} is not what follows it")
+                if (batch.after_offset, batch.through_offset) != (after, through):
+                    said = f"{batch.after_offset}..{batch.through_offset}"
+                    raise Undelivered(f"run {run_id}: {after}..{through} came as {said}")
+                after = got.events = through
+                if stamped:
+                    times = [int(text) for event in batch.events if (text := event.output_delta.text)]
+                    got.deltas += [(stamp, arrived - stamp) for stamp in times]
+            case "completed":
+                got.run = response.completed.run
