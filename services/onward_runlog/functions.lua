@@ -308,13 +308,13 @@ local function renew(keys, argv)
 end
 
 -- cancel: ref, expire, event into CANCELLING, event into CANCELLED
--- → {"missing" | "ok", holder, attempt, record}
+-- → {"missing"} | {"ok", holder, attempt, record, 1 if this call ended the run}
 local function cancel(keys, argv)
   local base, ref, expire = keys[1], argv[1], tonumber(argv[2])
   local key = base .. ':' .. ref .. ':run'
   local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness')
   if not run then return { 'missing' } end
-  local state, holder = tonumber(run[1]), run[3]
+  local state, holder, ended = tonumber(run[1]), run[3], 0
   if not terminal(state) and not (state == CANCELLING and holder ~= '') then
     local appended = {}
     local event = holder ~= '' and argv[3] or argv[4]
@@ -326,17 +326,18 @@ local function cancel(keys, argv)
     else
       dequeue(base, run[7], ref, run[8], run[9])
       close(base, ref, key, CANCELLED, state, run[6], expire)
+      ended = 1
     end
     publish(base, appended)
   end
-  return { 'ok', holder, tonumber(run[2]), redis.call('HGETALL', key) }
+  return { 'ok', holder, tonumber(run[2]), redis.call('HGETALL', key), ended }
 end
 
 -- lose: ref, attempt, why ("lost" | "expired" | "handed_over" | "refused"), expire, deaths_max, event into QUEUED, event
 --   into CANCELLED, event into PAUSED, error of PAUSED
 -- "expired" holds only if the lease has run out. An attempt that never began leaves no trace in the log. Only "lost" and
 -- "expired" are deaths: who seemed to refuse a run and began it all the same, its answer being lost, did not die.
--- → {"stale"} | {"ok", state, deployment, record}
+-- → {"stale"} | {"ok", state, record if this call ended the run}
 local function lose(keys, argv)
   local base, ref, attempt, why, expire = keys[1], argv[1], tonumber(argv[2]), argv[3], tonumber(argv[4])
   local key = base .. ':' .. ref .. ':run'
@@ -357,7 +358,8 @@ local function lose(keys, argv)
   if state == CANCELLING then
     log(argv[7])
     close(base, ref, key, CANCELLED, state, run[6], expire)
-    state = CANCELLED
+    publish(base, appended)
+    return { 'ok', CANCELLED, redis.call('HGETALL', key) }
   elseif run[10] == '0' then
     enqueue(base, run[7], ref, tonumber(run[8]), run[9], true)
   else
@@ -377,10 +379,11 @@ local function lose(keys, argv)
     end
   end
   publish(base, appended)
-  return { 'ok', state, run[7] }
+  return { 'ok', state }
 end
 
--- expel: ref, expire, event into FAILED, error: the run's deadline has passed → {"stale"} | {"ok", holder, attempt}
+-- expel: ref, expire, event into FAILED, error: the run's deadline has passed
+-- → {"stale"} | {"ok", holder, attempt, record}
 local function expel(keys, argv)
   local base, ref = keys[1], argv[1]
   local key = base .. ':' .. ref .. ':run'
@@ -398,7 +401,7 @@ local function expel(keys, argv)
   dequeue(base, run[7], ref, run[9], run[10])
   close(base, ref, key, FAILED, tonumber(run[1]), run[6], tonumber(argv[2]))
   publish(base, appended)
-  return { 'ok', run[3], tonumber(run[2]) }
+  return { 'ok', run[3], tonumber(run[2]), redis.call('HGETALL', key) }
 end
 
 -- signal: ref, request_id ('' for none), digest, event, events_max, bytes_max

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +107,18 @@ class Runs:
     Args:
         store: The store.
         retention_s: How long a finished run is kept, in seconds.
+        on_end: Called with a run that a transition of ours has ended, and the traceparent it was submitted with.
     """
 
-    def __init__(self, store: Store, *, retention_s: float = RETENTION_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        retention_s: float = RETENTION_S,
+        on_end: Callable[[Run, str], None] = lambda _run, _trace_parent: None,
+    ) -> None:
         self._store = store
+        self._on_end = on_end
         self._retention_ms = int(retention_s * 1000)
 
     async def submit(
@@ -212,8 +220,10 @@ class Runs:
         )
         if status == b"missing":
             raise RunNotFound(run_id)
-        holder, attempt, record = rest
-        return run_from(pairs(record)), Holder(holder.decode(), attempt)
+        holder, attempt, flat, ended = rest
+        if ended:
+            self._tell_end(flat)
+        return run_from(pairs(flat)), Holder(holder.decode(), attempt)
 
     async def lose(self, namespace: str, run_id: str, attempt: int, why: str, *, reason: str = "") -> bool:
         """Take a run from its executor and queue it again, at the front.
@@ -232,7 +242,7 @@ class Runs:
             reason="EXECUTOR_LOST",
             message=f"{DEATHS_MAX} executors died while they ran this: fix what kills them, then resume it",
         )
-        status = await self._store.call(
+        status, *rest = await self._store.call(
             "lose",
             base,
             ref,
@@ -245,7 +255,9 @@ class Runs:
             _state_event(RunState.RUN_STATE_PAUSED, error=error, reason=reason),
             error.SerializeToString(),
         )
-        return bool(status[0] == b"ok")
+        if len(rest) > 1:
+            self._tell_end(rest[1])
+        return bool(status == b"ok")
 
     async def expel(self, namespace: str, run_id: str) -> Holder | None:
         """Fail a run whose deadline has passed, and return who held it; None if it was not so."""
@@ -259,7 +271,10 @@ class Runs:
             _state_event(RunState.RUN_STATE_FAILED, error=error),
             error.SerializeToString(),
         )
-        return Holder(rest[0].decode(), rest[1]) if status == b"ok" else None
+        if status != b"ok":
+            return None
+        self._tell_end(rest[2])
+        return Holder(rest[0].decode(), rest[1])
 
     async def signal(self, namespace: str, signal: SignalRunRequest) -> tuple[int, bool, Holder]:
         """Append a signal. Idempotent by request_id.
@@ -327,6 +342,10 @@ class Runs:
         bases = self._store.bases()
         calls = [self._store.call("sweep", base, SWEEP_MAX, patience_s=0.0) for base in bases]
         return {base: _swept(reply) for base, reply in zip(bases, await asyncio.gather(*calls), strict=True)}
+
+    def _tell_end(self, flat: list[bytes]) -> None:
+        record = pairs(flat)
+        self._on_end(run_from(record), record[b"trace"].decode())
 
     def _taken(self, base: str, ref: str, record: Mapping[bytes, bytes | None]) -> Taken:
         run = run_from(record)

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from onward.tracing import emit_run_span
+from onward.v1.run_pb2 import Run
 from onward.v1.scheduler_service_pb2 import DESCRIPTOR
 from onward.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 from onward_runlog.deployments import Deployments
@@ -22,6 +24,11 @@ from onward_serving.server import Serving, serving
 SERVICE = DESCRIPTOR.services_by_name["SchedulerService"].full_name
 
 
+def _emit_span(run: Run, trace_parent: str) -> None:
+    error = run.error if run.HasField("error") else None
+    emit_run_span(run, run.state, trace_parent=trace_parent, error=error)
+
+
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Serving]:
     """Serve until the block ends; then take nothing new, finish what is under way, and close.
@@ -33,7 +40,7 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
         deployments = await stack.enter_async_context(Deployments(store).following())
-        runs = Runs(store, retention_s=settings.retention_s)
+        runs = Runs(store, retention_s=settings.retention_s, on_end=_emit_span)
         dispatcher = await stack.enter_async_context(
             Dispatcher(
                 store, runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s
