@@ -207,10 +207,6 @@ class Crew:
         first = await self._start()
         if first is None:
             return False
-        deployment = first.addresses["deployment"]
-        if deployment == self.deployment:  # other files changed, or this one was changed back at once
-            await _retire(first)
-            return True
         # After the first one, so that code which does not load says so once.
         others = await asyncio.gather(*(self._start() for _ in range(self._settings.executors - 1)))
         fresh = [first, *(child for child in others if child is not None)]
@@ -218,9 +214,9 @@ class Crew:
             await asyncio.gather(*(_retire(child) for child in fresh))
             return False
         retired, self._current = self._current, fresh
-        self.deployment = deployment
+        self.deployment = first.addresses["deployment"]
         async with open_store(self._redis_url) as store:
-            await registry.promote(store, deployment)
+            await registry.promote(store, self.deployment)
         await asyncio.gather(*(_retire(child) for child in retired))
         for child in self._current:
             self._spawn(self._mind(child))
