@@ -22,7 +22,7 @@ finish() {
   ((status == 0)) || compose logs --tail 30 || true
   compose down --volumes --timeout 5 >/dev/null 2>&1 || true
   rm -rf "$work"
-  ((status)) || say "all shown; to remove the images: docker rmi \$(docker images -q 'onward-try*')"
+  ((status)) || say "all shown; to remove the images: docker rmi onward-try onward-try/python onward-try/valkey"
 }
 trap finish EXIT
 
