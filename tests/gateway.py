@@ -107,7 +107,7 @@ class Log:
 
 async def begun(store: Store, run_id: str = "run", **fields: Any) -> Log:
     """A run that is held, whose log has its first event."""
-    run, _, taken = await Runs(store).submit(a_run(run_id, **fields), holder="e1", ttl_s=600)
+    run, _, taken = await Runs(store).submit(a_run(run_id, **fields), holder="hand", ttl_s=600)
     assert taken is not None
     return Log(store, run, taken.attempt)
 
@@ -122,7 +122,9 @@ async def serve_workflow(
     """Have an executor register that serves a workflow."""
     workflow = Workflow(name=name, input_schema=Payload(data=schema, size=len(schema)))
     await registry.register(
-        store, Executor(executor_id=executor, deployment=deployment, workflows=[workflow]), ttl_s=60
+        store,
+        Executor(executor_id=executor, deployment=deployment, address="127.0.0.1:1", workflows=[workflow]),
+        ttl_s=60,
     )
 
 

@@ -74,11 +74,18 @@ async def opened(settings: Settings, *, listening: Callable[[Doors], None] = lam
             await _drain(server, servicer)
 
 
-async def serve(settings: Settings, stop: asyncio.Event, announce: Callable[..., None]) -> None:
-    """Serve until `stop` is set, also while the store is not there yet.
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    announce: Callable[..., None],
+    *,
+    listening: Callable[[Doors], None] = lambda _: None,
+) -> None:
+    """Serve until `stop` is set, also while the store is not there yet; raises as `opened`.
 
     Args:
         announce: Called with the addresses of the doors, `grpc` and `http`, when requests are answered.
+        listening: As for `opened`.
     """
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -88,7 +95,7 @@ async def serve(settings: Settings, stop: asyncio.Event, announce: Callable[...,
                 patience.reschedule(0)
 
             stopped.add_done_callback(give_up)
-            async with opened(settings) as doors:
+            async with opened(settings, listening=listening) as doors:
                 stopped.remove_done_callback(give_up)
                 announce(grpc=doors.grpc, http=doors.http)
                 await stopped
