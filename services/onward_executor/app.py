@@ -26,6 +26,9 @@ from onward_serving.server import Serving, serving
 
 SERVICE = DESCRIPTOR.services_by_name["ExecutorService"].full_name
 
+EVERYWHERE = ("0.0.0.0", "[::]")  # noqa: S104 - what to tell from addresses that others can use
+"""Hosts to listen on that are no address to reach."""
+
 LEASE_TTL_S = 5.0
 """Until a Scheduler says otherwise."""
 
@@ -88,7 +91,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             add_ExecutorServiceServicer_to_server(servicer, server)
 
         server = await stack.enter_async_context(serving(add, settings.listen, services=[SERVICE], grace_s=END_S))
-        executor.address = settings.advertise or server.address
+        executor.address = settings.advertise or _reachable(server)
         known = asyncio.Event()
 
         def registered(ttl_s: float) -> None:
@@ -122,3 +125,9 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             await retire()
             await holding.emptied(grace_s)
             await holding.hand_over()
+
+
+def _reachable(server: Serving) -> str:
+    """Return where others reach a server: by this host's name where it listens on every address."""
+    host = server.address.rpartition(":")[0]
+    return f"{socket.gethostname()}:{server.port}" if host in EVERYWHERE else server.address

@@ -33,6 +33,9 @@ CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 0),  # repeating is decided where it is known to be safe
+    # A new channel to an address knows nothing of the back-off that one to a process that died there is in.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),  # a proxy in the environment is for what leaves the house
 ]
 """For channels between the services."""
 

@@ -72,14 +72,14 @@ class Suite:
         ]
         return await self._add(self.gateways, arguments)
 
-    async def add_executor(self, *options: str) -> Child:
+    async def add_executor(self, *options: str, listen: str = "127.0.0.1:0") -> Child:
         """Start another executor."""
         arguments = [
             "executor",
             str(self.target),
             f"--redis={self.redis}",
             f"--scheduler={self.scheduler_addresses}",
-            "--listen=127.0.0.1:0",
+            f"--listen={listen}",
             *options,
         ]
         return await self._add(self.executors, arguments)

@@ -318,3 +318,17 @@ async def test_a_paused_store_makes_no_stampede(tmp_path: Path) -> None:
             events = [event async for event in run.follow()]
             check_log(events)
             assert len(attempts(events)) == 1
+
+
+async def test_an_executor_may_come_back_at_the_address_of_a_dead_one(
+    suite: Suite, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A new process on the same port is another executor, and takes runs; only the dead ones are taken for dead."""
+    async with suite.client() as client:
+        for _ in range(3):
+            old = suite.executors.pop()
+            await suite.kill(old)
+            new = await suite.add_executor("--drain-grace=1", listen=old.addresses["grpc"])
+            assert new.addresses["grpc"] == old.addresses["grpc"]
+            assert await client.invoke("echo", {"value": "here"}, timeout=5) == "here"
+    assert capfd.readouterr().err.count("is gone") == 3
