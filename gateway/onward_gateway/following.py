@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -24,6 +25,7 @@ from onward.v1.gateway_service_pb2 import (
     SubscribeRunResponse,
     View,
 )
+from onward.v1.run_pb2 import Run
 from onward_runlog.errors import EventsTrimmed, LogRebuilt, StoreUnavailable
 from onward_runlog.feed import Feed, FollowedRun
 from onward_runlog.reader import Chunk, Reader, Reply, chunk_from, split, varint
@@ -96,7 +98,9 @@ class Stream:
         self._cursor = b""
         self._reading: asyncio.Future[Reply] | None = None
         self._waiting: Chunk | None = None
+        self._ending: asyncio.Task[Run] | None = None
         self._after = 0
+        self._voids = Voids(())
 
     def wake(self) -> None:
         """See Follower.wake."""
@@ -128,16 +132,17 @@ class Stream:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            if self._reading is not None:
-                self._reading.cancel()
+            for pending in (self._reading, self._ending):
+                if pending is not None:
+                    pending.cancel()
 
     # What is sent.
 
     async def _open(self, followed: FollowedRun) -> None:
         request = self._request
-        start = self._start = await self._reader.start(self._namespace, request.run_id, request.start)
+        start = await self._reader.start(self._namespace, request.run_id, request.start)
         followed.learn(start.run)
-        self._voids = Voids(())
+        self._cursors = start.cursors
         if request.view == View.VIEW_SETTLED:
             log = start.run.log
             self._voids = await self._settling.voids(followed.base, followed.ref, log.log_id, log.last_offset)
@@ -167,7 +172,7 @@ class Stream:
                 raise followed.failure
             elif self._must_read(followed):
                 await self._read(followed)
-            elif self._loop.time() >= self._sent_at + self._limits.heartbeat_s:
+            elif self._is_silent():
                 await self._send(SubscribeRunResponse(bookmark=Bookmark(offset=self._after)))
             else:
                 await self._wait()
@@ -189,7 +194,7 @@ class Stream:
         reading = self._reading
         assert reading is not None
         if not reading.done():
-            if self._loop.time() >= self._sent_at + self._limits.heartbeat_s:
+            if self._is_silent():
                 await self._send(SubscribeRunResponse(bookmark=Bookmark(offset=self._after)))
             else:
                 await self._wait()
@@ -213,7 +218,8 @@ class Stream:
         self._reading = self._reader.events(followed.base, followed.ref, after, self._sizing.count)
         self._reading.add_done_callback(self._on_read)
 
-    def _on_read(self, _: asyncio.Future[Reply]) -> None:
+    def _on_read(self, reading: asyncio.Future[Reply]) -> None:
+        _note(reading)
         self.wake()
 
     async def _find_out_why(self, followed: FollowedRun) -> None:
@@ -222,12 +228,9 @@ class Stream:
             log = (await self._reader.run(self._namespace, followed.run_id)).log
         except StoreUnavailable:
             return
-        if log.log_id != self._start.run.log.log_id or log.last_offset < self._after:
+        if log.log_id != followed.log_id or log.first_offset <= self._after + 1:
             raise LogRebuilt(log.log_id)
-        if log.first_offset > self._after + 1:
-            await self._skip(log.first_offset - 1)
-        else:
-            raise LogRebuilt(log.log_id)
+        await self._skip(log.first_offset - 1)
 
     async def _skip(self, resumed: int) -> None:
         if self._request.start.on_gap != GapPolicy.GAP_POLICY_SKIP:
@@ -237,7 +240,7 @@ class Stream:
     async def _send_gap(self, resumed: int) -> None:
         gap = Gap(first_missing=self._after + 1, last_missing=resumed)
         self._after = resumed
-        self._cursor = self._start.cursors.at(resumed, 0)
+        self._cursor = self._cursors.at(resumed, 0)
         await self._send(SubscribeRunResponse(gap=gap))
 
     async def _send_batch(self, followed: FollowedRun, chunk: Chunk) -> None:
@@ -245,24 +248,36 @@ class Stream:
         plain = chunk.after + 1 >= self._voids.before
         message = followed.shared.get(place) if plain else None
         if message is None:
-            message = _batch(self._start.cursors.at(chunk.through, chunk.hash), chunk, self._voids)
+            message = _batch(self._cursors.at(chunk.through, chunk.hash), chunk, self._voids)
             if plain and len(message) <= SHARED_BYTES_MAX:
                 if len(followed.shared) >= SHARED_MAX:
                     followed.shared.clear()
                 followed.shared[place] = message
         self._cursor = message[2 : 2 + len(self._cursor)]  # all cursors of a log have one length
         self._after = chunk.through
+        if self._after >= self._voids.before:
+            self._voids = Voids(())
+        if self._after == followed.end:
+            self._ending = self._read_ending()  # under way while the last events are sent
         await self._write(message)
 
     async def _send_completed(self) -> None:
         while True:
+            ending, self._ending = self._ending or self._read_ending(), None
             try:
-                run = await self._reader.run(self._namespace, self._request.run_id, output=True)
+                run = await ending
                 break
             except StoreUnavailable:
-                if self._loop.time() >= self._sent_at + self._limits.heartbeat_s:
+                if self._is_silent():
                     await self._send(SubscribeRunResponse(bookmark=Bookmark(offset=self._after)))
+            finally:
+                ending.cancel()
         await self._send(SubscribeRunResponse(completed=Completed(run=run)))
+
+    def _read_ending(self) -> asyncio.Task[Run]:
+        ending = asyncio.create_task(self._reader.run(self._namespace, self._request.run_id, output=True))
+        ending.add_done_callback(_note)
+        return ending
 
     async def _send_handoff(self, reason: HandoffReason.ValueType, retry_s: float) -> None:
         delay = Duration()
@@ -287,6 +302,9 @@ class Stream:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _is_silent(self) -> bool:
+        return self._loop.time() >= self._sent_at + self._limits.heartbeat_s
 
     def _tick(self) -> None:
         """The stream's only timer: silence, age, and a message that its reader does not take."""
@@ -323,6 +341,12 @@ def _batch(cursor: bytes, chunk: Chunk, voids: Voids) -> bytes:
     bounds = b"\x10" + varint(chunk.after) + b"\x18" + varint(chunk.through)
     size = varint(len(events) + len(bounds))
     return b"".join((b"\n", varint(len(cursor)), cursor, b"\x1a", size, events, bounds))
+
+
+def _note(reading: asyncio.Future[Any]) -> None:
+    """Look at a failure, so that asyncio does not report it where the stream has ended meanwhile."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _cut_off() -> Refused:

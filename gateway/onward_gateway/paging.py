@@ -36,7 +36,7 @@ class Pages:
                 if page.events:
                     break  # the next page tells what was trimmed
                 if request.start.on_gap != GapPolicy.GAP_POLICY_SKIP:
-                    raise EventsTrimmed(more.through and more.after + 1)
+                    raise EventsTrimmed(more.after + 1)
                 page = _cut(more, through)
             elif more.events:
                 page = Chunk(page.after, [*page.events, *more.events])
@@ -49,7 +49,7 @@ class Pages:
             voids = await self._settling.voids(base, ref, log.log_id, log.last_offset)
         # The framed events are the field as it is on the wire.
         response = ListRunEventsResponse.FromString(b"".join(voids.settle(page)))
-        end_hash = page.hash if page.events else start.after_hash
+        end_hash = page.hash if page.events else start.after_hash if page.through == start.after else 0
         response.next_cursor = start.cursors.at(page.through, end_hash).decode()
         response.log.CopyFrom(log)
         response.after_offset = page.after

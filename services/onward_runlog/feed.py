@@ -40,6 +40,10 @@ CHECK_IDLE_S = 4.0
 """Any other run: how late an event can be whose hint was lost."""
 
 HOT_S = 10.0
+"""A run that was not heard of for longer keeps no ring: its followers have it all, or read it from the store."""
+
+RINGS_BYTES_MAX = 128 * 1024 * 1024
+"""All rings together; beyond it those that were not heard of for longest go."""
 
 RENEW_MIN_S = 5.0
 """A subscription that loses hints is made anew at most this often."""
@@ -111,6 +115,8 @@ class FollowedRun:
     def learn(self, run: Run) -> None:
         """Take note of what a follower has read of the run's record."""
         self.log_id = self.log_id or run.log.log_id
+        if run.log.log_id != self.log_id:
+            self.fail(LogRebuilt(run.log.log_id))
         if self.last < 0:
             self._restart(run.log.last_offset)
             self.hinted = self.last
@@ -150,6 +156,15 @@ class FollowedRun:
         """Forget the ring: the next event to come is the one after `offset`."""
         self._restart(offset)
         self.tell()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the ring."""
+        return self._bytes
+
+    def forget(self) -> None:
+        """Empty the ring; nothing is lost, since the log has it."""
+        self._restart(self.last)
 
     def fail(self, failure: RunLogError) -> None:
         """Tell the followers that nothing more can come."""
@@ -293,6 +308,17 @@ class Feed:
                 await self._check()
             except RedisError as error:
                 logger.error("the store refuses to tell how far runs are: %s", error)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Give back the memory of rings that nobody is likely to need."""
+        quiet = asyncio.get_running_loop().time() - HOT_S
+        rings = [run for run in self._runs.values() if run.size]
+        total = 0
+        for run in sorted(rings, key=lambda run: run.heard, reverse=True):
+            total += run.size
+            if run.heard < quiet or total > RINGS_BYTES_MAX:
+                run.forget()
 
     def _lost_hints(self) -> bool:
         """Say whether a run is ahead of its hints for longer than any hint takes."""
