@@ -102,8 +102,8 @@ def test_an_error_surfaces_with_its_code_and_details(gateway: GatewayServiceStub
     stream = gateway.SubscribeRun(SubscribeRunRequest(run_id="r"))
     _, _, rpc = channel.take_unary_stream(GATEWAY.methods_by_name["SubscribeRun"])
     rpc.send_response(SubscribeRunResponse(cursor="c0"))
-    rpc.terminate(details, grpc.StatusCode.UNAVAILABLE, "cut")
     assert next(stream).cursor == "c0"
+    rpc.terminate(details, grpc.StatusCode.UNAVAILABLE, "cut")
     with pytest.raises(grpc.RpcError) as raised:
         next(stream)
     assert isinstance(raised.value, grpc.Call)
