@@ -58,13 +58,13 @@ def spans(provider: TracerProvider) -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file of workflows; loading it leaves nothing in this process."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     file = tmp_path / "spanned.py"
     file.write_text(CODE)
-    return file
+    yield file
+    sys.modules.pop(file.stem, None)
 
 
 @contextlib.asynccontextmanager
