@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.bench.client import Undelivered, connected, follow, start
 from tests.bench.figures import Figure, Rounds, percentile
 from tests.bench.processes import cpu_by_process
+
+from onward import Client
 
 if TYPE_CHECKING:
     from tests.bench.setting import Setting
@@ -31,29 +35,43 @@ async def one(stub: GatewayServiceAsyncStub) -> float:
     return time.perf_counter() - began
 
 
+async def one_by_client(client: Client) -> None:
+    """The same through what a user imports."""
+    run = await client.start("three", {"topic": "tea"})
+    events = sum([len(some) async for some in run.follow_batches()])
+    if events != EVENTS:
+        raise Undelivered(f"run {run.run_id} has {events} events, not {EVENTS}")
+
+
 async def many(setting: Setting) -> list[Figure]:
     """Row 1: 50 at a time."""
     count, turns = (100, 3) if setting.quick else (400, 7)
     rates: dict[str, list[float]] = {"engine": [], "floor": []}
     costs: dict[str, list[float]] = {"engine": [], "floor": []}
     parts: dict[str, str] = {}
-    async with connected(setting.engine.gateway) as engine, connected(setting.floor.gateway) as floor:
+    by_client: list[float] = []
+    async with (
+        connected(setting.engine.gateway) as engine,
+        connected(setting.floor.gateway) as floor,
+        Client(setting.engine.gateway) as client,
+    ):
         stubs = {"engine": engine, "floor": floor}
         for name, stub in stubs.items():
-            await _run_many(stub, 2 * AT_A_TIME)  # warm
+            await _many(partial(one, stub), 2 * AT_A_TIME)  # warm
             got = await follow(stub, await start(stub, "three", topic="tea"))
             setting.say(f"row 1, {name}: {got.events} events of a run in {got.messages} messages, {got.bytes} bytes")
         for turn in range(turns):
             for suite in setting.both(turn):
                 before = cpu_by_process(suite)
-                began = time.perf_counter()
-                await _run_many(stubs[suite.name], count)
-                rates[suite.name].append(count / (time.perf_counter() - began))
+                rates[suite.name].append(await _many(partial(one, stubs[suite.name]), count))
                 used = {name: value - before[name] for name, value in cpu_by_process(suite).items()}
                 costs[suite.name].append(sum(used.values()) / count * 1000)
                 parts[suite.name] = ", ".join(f"{name} {value / count * 1e6:.0f}" for name, value in used.items())
+            by_client.append(await _many(partial(one_by_client, client), count))
+            mine, theirs = rates["engine"][-1], rates["floor"][-1]
             setting.say(
-                f"row 1, round {turn + 1} of {turns}: {rates['engine'][-1]:.0f} runs/s, floor {rates['floor'][-1]:.0f}"
+                f"row 1, round {turn + 1} of {turns}: {mine:.0f} runs/s, floor {theirs:.0f}; "
+                f"by onward.Client {by_client[-1]:.0f}"
             )
     for name, part in parts.items():
         setting.say(f"row 1, {name}, processor time of a run, in µs: {part}")
@@ -62,6 +80,7 @@ async def many(setting: Setting) -> list[Figure]:
     return [
         rate.figure(1, what, "/s", target="≥ 0.7 times the floor", met=rate.ratio >= 0.7),
         cost.figure(1, "processor time of a run, in all processes", "ms"),
+        Rounds(by_client, rates["floor"]).figure(1, "the same runs by onward.Client (the floor by its stubs)", "/s"),
     ]
 
 
@@ -89,11 +108,14 @@ async def single(setting: Setting) -> list[Figure]:
     ]
 
 
-async def _run_many(stub: GatewayServiceAsyncStub, count: int) -> None:
+async def _many(run: Callable[[], Awaitable[object]], count: int) -> float:
+    """Return how many runs a second were complete."""
     left = iter(range(count))
 
     async def work() -> None:
         for _ in left:
-            await one(stub)
+            await run()
 
+    began = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(AT_A_TIME)))
+    return count / (time.perf_counter() - began)
