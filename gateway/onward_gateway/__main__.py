@@ -7,6 +7,7 @@ import sys
 
 from onward_gateway.app import serve
 from onward_gateway.settings import Settings
+from onward_runlog.errors import StoreUnfit
 from onward_serving.process import announce, log_to_stderr, stop_on_signals
 
 
@@ -25,8 +26,11 @@ def main() -> None:
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(run(Settings.from_env()))
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(run(Settings.from_env()))
+    except (OSError, StoreUnfit) as error:
+        sys.exit(f"onward gateway: {error}")
 
 
 if __name__ == "__main__":

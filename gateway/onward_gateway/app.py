@@ -87,23 +87,24 @@ async def serve(
         announce: Called with the addresses of the doors, `grpc` and `http`, when requests are answered.
         listening: As for `opened`.
     """
+    patience = asyncio.timeout(None)
+
+    def give_up(_: object) -> None:
+        patience.reschedule(0)
+
     stopped = asyncio.create_task(stop.wait())
+    stopped.add_done_callback(give_up)
     try:
-        async with asyncio.timeout(None) as patience:
-
-            def give_up(_: object) -> None:
-                patience.reschedule(0)
-
-            stopped.add_done_callback(give_up)
-            async with opened(settings, listening=listening) as doors:
-                stopped.remove_done_callback(give_up)
-                announce(grpc=doors.grpc, http=doors.http)
-                await stopped
+        async with patience, opened(settings, listening=listening) as doors:
+            stopped.remove_done_callback(give_up)
+            announce(grpc=doors.grpc, http=doors.http)
+            await stopped
     except TimeoutError:
         if not stop.is_set():
             raise
         logger.info("stopped before the store was there")
     finally:
+        stopped.remove_done_callback(give_up)
         stopped.cancel()
 
 
