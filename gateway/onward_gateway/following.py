@@ -255,8 +255,8 @@ class Stream:
                 followed.shared[place] = message
         self._cursor = message[2 : 2 + len(self._cursor)]  # all cursors of a log have one length
         self._after = chunk.through
-        if self._after >= self._voids.before:
-            self._voids = Voids(())
+        if 0 < self._voids.before <= self._after:
+            self._voids = Voids(())  # passed: an idle stream need not keep it
         if self._after == followed.end:
             self._ending = self._read_ending()  # under way while the last events are sent
         await self._write(message)
