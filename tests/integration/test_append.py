@@ -281,6 +281,8 @@ async def test_a_blob_is_kept_for_whoever_holds_the_run(store: Store, runs: Runs
     for attempt in (1, 2):
         assert await store.call("blob", BASE, "default/run", attempt, "1-2", b"zombie") == [b"fenced"]
     assert await store.call("blob", BASE, "default/none", 1, "1-1", b"") == [b"fenced"]
+    await runs.claim(BASE, "build", holder="e2", ttl_s=60, limit=1)
+    assert await store.call("blob", BASE, "default/run", 1, "1-2", b"zombie") == [b"fenced"]
     assert await store.command("GET", keys.blob(BASE, "default/run", "1-1")) == b"large"
     assert await store.command("EXISTS", keys.blob(BASE, "default/run", "1-2")) == 0
 
