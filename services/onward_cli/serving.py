@@ -60,10 +60,19 @@ def serve(
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
     known: tuple[type[Exception], ...] = (OSError, StoreUnfit, *failures)
     try:
-        with _traced(name):
-            asyncio.run(_main(open, ready))
+        with _traced(name), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_main(open, ready))
     except known as error:
         sys.exit(f"onward: {error}")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return who makes the event loop: uvloop, unless ONWARD_LOOP=asyncio says otherwise or there is none."""
+    if os.environ.get("ONWARD_LOOP") == "asyncio" or sys.platform == "win32":
+        return None
+    import uvloop  # only where it is there
+
+    return uvloop.new_event_loop
 
 
 @contextlib.contextmanager

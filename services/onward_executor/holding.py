@@ -18,6 +18,7 @@ from onward.v1.run_pb2 import RunState
 from onward.workflows import Workflow
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.leases import Heartbeat, Renewal
+from onward_runlog.record import TERMINAL
 from onward_runlog.runs import Runs
 from onward_runlog.store import Store
 from onward_runlog.writer import LogWriter, RedisAttemptLog
@@ -43,6 +44,8 @@ class _Held:
     namespace: str
     run_id: str
     task: asyncio.Task[None] | None = None
+    over: bool = False
+    """A renewal has told that the run is terminal."""
 
 
 class Holding:
@@ -219,7 +222,10 @@ class Holding:
         held = self._held.get(renewal.lease.ref)
         if held is None or held.number != renewal.lease.attempt:
             return
-        if not renewal.held:
+        if not renewal.held and renewal.state in TERMINAL and not held.over:
+            # Most likely by its own last event, whose reply is on its way. If not, the next renewal tells.
+            held.over = True
+        elif not renewal.held:
             logger.warning("run %s was taken back: its code is stopped", held.run_id)
             held.attempt.abandon()
         elif renewal.state == RunState.RUN_STATE_CANCELLING:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -158,7 +159,8 @@ class Connection:
                 wire = self._pool.make_connection()  # type: ignore[no-untyped-call]
                 await wire.connect()
                 self._wire = wire
-            await wire.send_packed_command(wire.pack_commands([call.command for call in batch]), check_health=False)
+            # Packed here: the same bytes as from the connection, in a fifth of its time (make bench).
+            await wire.send_packed_command(b"".join(map(_packed, batch)), check_health=False)
             unknown: list[_Call] = []
             for call in batch:
                 try:
@@ -202,6 +204,11 @@ class Connection:
         if wire is not None:
             with contextlib.suppress(RedisError, OSError):
                 await wire.disconnect(nowait=True)
+
+
+def _packed(call: _Call) -> bytes:
+    packed: bytes = pack_command(call.command)  # type: ignore[arg-type]  # its stub knows tuples of one
+    return packed
 
 
 def _fail(call: _Call, error: Exception) -> None:
