@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
+    DataError,
     MasterDownError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -207,7 +208,10 @@ class Connection:
 
 
 def _packed(call: _Call) -> bytes:
-    packed: bytes = pack_command(call.command)  # type: ignore[arg-type]  # its stub knows tuples of one
+    try:
+        packed: bytes = pack_command(call.command)  # type: ignore[arg-type]  # its stub knows tuples of one
+    except TypeError as error:
+        raise DataError(str(error)) from error
     return packed
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from tests.proxy import Proxy, proxy_to
-from tests.runlog import CANCELLING, FAILED, PAUSED, a_run, ended, eventually, log_of, status, told
+from tests.runlog import CANCELLING, FAILED, PAUSED, QUEUED, a_run, ended, eventually, log_of, status, told
 
 from onward.log import (
     EVENT_BYTES_MAX,
@@ -320,8 +320,9 @@ async def test_a_lost_reply_makes_no_second_run(store: Store, far_writer: LogWri
     """And the run is handed out as if nothing had been lost."""
     proxy.lose_reply(b"onward1_submit")
     run, replayed, taken = await Runs(far_writer.store).submit(a_run(), holder="e1", ttl_s=60)
-    assert (proxy.lost, replayed, run.executor_id) == (1, False, "e1")
+    assert (proxy.lost, replayed, run.state) == (1, False, QUEUED)
     assert taken is not None
+    assert (taken.attempt, taken.run.executor_id) == (1, "e1")
     assert told(await log_of(store, a_run())) == ["QUEUED"]
 
 
