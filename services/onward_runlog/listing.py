@@ -20,10 +20,10 @@ from onward_runlog.record import LISTED, run_from
 from onward_runlog.store import Store
 
 EXAMINED_MAX = 2_000
-"""Records read for one page. A filter that keeps few runs gives pages with few, even none, before the end."""
+"""Entries looked at for one page. A filter that keeps few runs gives pages with few, even none, before the end."""
 
-EXAMINED_MIN = 64
-"""Records read at a time, after the first that are as many as the page may hold."""
+EXAMINED_AT_ONCE = 256
+"""Entries looked at together where more than one index has a say."""
 
 FETCH_MIN = 8
 """Entries asked for at a time from one index of one partition."""
@@ -108,30 +108,38 @@ class Listing:
             StoreUnavailable: The indexes cannot be read.
         """
         place = _parse(token, wanted) if token else None
-        indexes = await self._smallest(wanted)
-        merge = _Merge(self._store, wanted.namespace, indexes, place, size)
+        choices = wanted.indexes()
+        smallest = await self._smallest(wanted.namespace, choices)
+        others = [choice for choice in choices if choice is not smallest]
+        merge = _Merge(self._store, wanted.namespace, smallest, place, size)
         runs: list[Run] = []
         examined, more = 0, True
         while more and len(runs) < size and examined < EXAMINED_MAX:
-            entries = await merge.take(size if not examined else max(size, EXAMINED_MIN))
+            entries = await merge.take(max(size, EXAMINED_AT_ONCE) if others else size)
             more = bool(entries)
-            for (entry, _), run in zip(entries, await self._runs(wanted.namespace, entries), strict=True):
-                if len(runs) == size:
-                    break  # what was taken too much comes again on the next page
-                place = entry
+            # Records are read only of runs that stand in every index: asking the indexes is cheap.
+            standing = await self._standing(wanted.namespace, entries, others)
+            read = [entry for entry in entries if entry in standing][: size - len(runs)]
+            records = dict(zip(read, await self._runs(wanted.namespace, read), strict=True))
+            for entry in entries:
+                if entry in standing and entry not in records:
+                    break  # the page is full; what was taken too much comes again on the next one
+                place = entry[0]
                 examined += 1
+                run = records.get(entry)
                 if run is not None and wanted.keeps(run):
                     runs.append(run)
             else:
                 more = more and bool(await merge.peek())
+                continue
+            break
         return Page(runs, _token(place, wanted) if more and place else "")
 
-    async def _smallest(self, wanted: Filter) -> list[str]:
-        choices = wanted.indexes()
+    async def _smallest(self, namespace: str, choices: list[list[str]]) -> list[str]:
         if len(choices) == 1:
             return choices[0]
         sizes = [
-            self._store.command("ZCARD", keys.index(base, wanted.namespace, name))
+            self._store.command("ZCARD", keys.index(base, namespace, name))
             for choice in choices
             for name in choice
             for base in self._store.bases()
@@ -139,6 +147,26 @@ class Listing:
         counted = iter(await asyncio.gather(*sizes))
         totals = [sum(next(counted) for _ in range(len(choice) * self._store.partitions)) for choice in choices]
         return choices[totals.index(min(totals))]
+
+    async def _standing(
+        self, namespace: str, entries: Sequence[tuple[Place, str]], choices: Sequence[Sequence[str]]
+    ) -> set[tuple[Place, str]]:
+        """Return the entries that stand in one index at least of every choice."""
+        standing = set(entries)
+        by_base: dict[str, list[tuple[Place, str]]] = {}
+        for entry in entries:
+            by_base.setdefault(entry[1], []).append(entry)
+        for choice in choices:
+            found: set[tuple[Place, str]] = set()
+            asked = [
+                (each, self._store.command("ZMSCORE", keys.index(base, namespace, name), *(run[0][1] for run in each)))
+                for base, each in by_base.items()
+                for name in choice
+            ]
+            for each, call in asked:
+                found.update(entry for entry, score in zip(each, await call, strict=True) if score is not None)
+            standing &= found
+        return standing
 
     async def _runs(self, namespace: str, entries: Sequence[tuple[Place, str]]) -> list[Run | None]:
         """Return the runs of entries; None for one that was deleted meanwhile."""

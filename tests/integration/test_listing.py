@@ -158,7 +158,7 @@ async def test_a_filter_that_keeps_little_costs_little_a_page(
 ) -> None:
     """Where no index is small, a page ends when enough was examined, and says that there is more."""
     monkeypatch.setattr(listing, "EXAMINED_MAX", 2)
-    monkeypatch.setattr(listing, "EXAMINED_MIN", 1)
+    monkeypatch.setattr(listing, "EXAMINED_AT_ONCE", 1)
     for i in range(40):
         await submitted(runs, [f"r{i}"], workflow="tea", labels={"parity": str(i % 2), "third": str(i % 3)})
     which = wanted(workflow="tea", labels={"parity": "0", "third": "0"})
