@@ -62,7 +62,7 @@ demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blo
 
 .PHONY: test
 test: $(DEV) ## Run every test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup # tests of one xdist_group share what they start
 
 .PHONY: bench
 bench: $(DEV) ## Measure how fast everything is, beside a floor without an engine; ROWS=1,3 picks figures

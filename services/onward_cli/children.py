@@ -115,11 +115,20 @@ class Child:
         return await self.ended()
 
     async def _read(self, pipe: int) -> None:
-        told = asyncio.StreamReader()
-        file = os.fdopen(pipe, "rb", buffering=0)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(told), file
-        )
-        with contextlib.closing(transport):
-            line = (await told.readline()).decode()
-        self.addresses = dict(field.split("=", 1) for field in line.split()[1:])
+        # By hand: uvloop's transport closes a file twice, and by the second time its number may be another one's.
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(pipe, readable.set)
+        line = b""
+        try:
+            while not line.endswith(b"\n"):
+                await readable.wait()
+                readable.clear()
+                piece = os.read(pipe, 4096)
+                if not piece:
+                    return
+                line += piece
+        finally:
+            loop.remove_reader(pipe)
+            os.close(pipe)
+        self.addresses = dict(field.split("=", 1) for field in line.decode().split()[1:])

@@ -22,7 +22,7 @@ from onward_runlog.store import Store
 EXAMINED_MAX = 2_000
 """Entries looked at for one page. A filter that keeps few runs gives pages with few, even none, before the end."""
 
-EXAMINED_AT_ONCE = 256
+EXAMINED_AT_ONCE = 512
 """Entries looked at together where more than one index has a say."""
 
 FETCH_MIN = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -140,3 +141,16 @@ async def test_a_run_that_ends_without_an_executor_has_a_span_too(
         told = {str(span.attributes["onward.run_id"]): span for span in spans.get_finished_spans() if span.attributes}
         states = {run_id: span.attributes["onward.state"] for run_id, span in told.items() if span.attributes}
         assert states == {cancelled.run_id: "CANCELLED", late.run_id: "FAILED"}
+
+
+async def test_a_server_names_an_exporter_that_is_not_installed() -> None:
+    """And ends, before it waits for anything."""
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "onward_cli", "scheduler", "--redis=unix:///nobody.sock"),
+        env={**os.environ, "OTEL_TRACES_EXPORTER": "pigeon"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, told = await server.communicate()
+    assert server.returncode == 1
+    assert told.startswith(b"onward: OTEL_TRACES_EXPORTER=pigeon: no such exporter is installed")
+    assert told.count(b"\n") == 1
