@@ -115,7 +115,6 @@ class Child:
         return await self.ended()
 
     async def _read(self, pipe: int) -> None:
-        # By hand: uvloop's transport closes a file twice, and by the second time its number may be another one's.
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(pipe, readable.set)

@@ -116,6 +116,7 @@ def dev(
         StoreError,
         CodeError,
         log_level="WARNING",
+        starts_processes=True,
     )
 
 

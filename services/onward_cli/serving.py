@@ -43,6 +43,7 @@ def serve(
     ready: Callable[[Server], None],
     *failures: type[Exception],
     log_level: str = "INFO",
+    starts_processes: bool = False,
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C, or end with one line that says why it cannot.
 
@@ -52,6 +53,8 @@ def serve(
         ready: Called when it serves.
         failures: What else may keep it from serving, beside a taken address and an unfit store.
         log_level: Unless ONWARD_LOG_LEVEL names another.
+        starts_processes: Keeps it on asyncio's own loop. uvloop forks to start a process, which gRPC, with its threads,
+            warns of each time; in tests, on a busy machine, some of those processes ended before they had begun.
     """
     if PARENT in os.environ:
         # A cached file is trusted by its size and the second of its time: a change within that second would be missed.
@@ -59,8 +62,9 @@ def serve(
     die_with_parent()
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
     known: tuple[type[Exception], ...] = (OSError, StoreUnfit, *failures)
+    factory = None if starts_processes else _loop_factory()
     try:
-        with _traced(name), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with _traced(name), asyncio.Runner(loop_factory=factory) as runner:
             runner.run(_main(open, ready))
     except known as error:
         sys.exit(f"onward: {error}")
