@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from onward_cli.children import Child
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("cli")]
 
 WORKFLOWS = Path(__file__).with_name("workflows.py")
 STOP_S = 15.0
@@ -60,11 +63,12 @@ class Shell:
         return Ran(process.returncode, out.decode(), err.decode())
 
 
-@pytest.fixture
-async def onward(tmp_path: Path) -> AsyncIterator[Shell]:
-    """A shell beside a running `onward dev`."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def onward(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shell]:
+    """A shell beside a running `onward dev`, the same for all tests."""
+    data = tmp_path_factory.mktemp("data")
     addresses = ("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0")
-    dev = await Child.start(["dev", str(WORKFLOWS), "--data", str(tmp_path / "data"), *addresses])
+    dev = await Child.start(["dev", str(WORKFLOWS), "--data", str(data), *addresses])
     try:
         assert await dev.ready()
         yield Shell(dev.addresses["grpc"])
