@@ -47,7 +47,7 @@ BATCH_BYTES_MAX = EVENT_BYTES_MAX
 CALL_BYTES_MAX = 8 * 1024 * 1024
 """What one call of append may carry, or one run's batch: the server does nothing else meanwhile."""
 
-LINGER_S = 0.002
+LINGER_S = 0.005
 """How long an event that nobody waits for may wait for company."""
 
 READ_EVENTS = 500
