@@ -37,6 +37,9 @@ LOG_EVENTS_MAX = 1_000_000
 LOG_BYTES_MAX = 256 * 1024 * 1024
 """A live log is never trimmed: a run that reaches either is PAUSED with LOG_LIMIT."""
 
+WARN_AT = 0.9
+"""Part of either limit at which the process that runs it says so."""
+
 RETENTION_S = 7 * 24 * 3600
 """How long a finished run and its log are kept."""
 
@@ -87,6 +90,7 @@ class LogWriter:
     ) -> None:
         self.store = store
         self._limits: tuple[Argument, ...] = (log_events_max, log_bytes_max, int(retention_s * 1000))
+        self.warn_events, self.warn_bytes = WARN_AT * log_events_max, WARN_AT * log_bytes_max
         self._dirty: dict[RedisAttemptLog, None] = {}
         self._wanted = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
@@ -191,6 +195,7 @@ class RedisAttemptLog:
         self._unsent_bytes = 0
         self._ending: tuple[int, bytes, bytes] | None = None
         self._in_flight = False
+        self._warned = False
         self._handed_over = 0
         self._committed = 0
         self._last_offset = 0
@@ -315,10 +320,13 @@ class RedisAttemptLog:
     def settle(self, items: int, reply: list[Any]) -> None:
         """Take the function's reply to the batch under way."""
         self._in_flight = False
-        status, state, _, last_offset, _ = reply
+        status, state, _, last_offset, size = reply
         if status != b"ok":
             self._refuse(_refusal(status, self.ref))
             return
+        if not self._warned and (last_offset > self._writer.warn_events or size > self._writer.warn_bytes):
+            self._warned = True
+            logger.warning("the log of run %s is at nine tenths of its limit: full, the run is paused", self.ref)
         for _ in range(items):
             self._unsent_bytes -= self._unsent.popleft().size
         self._committed += items

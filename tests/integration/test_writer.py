@@ -231,6 +231,16 @@ async def test_the_end_fits_into_a_log_that_is_exactly_full(store: Store) -> Non
     assert told(await log_of(store, a_run())) == ["QUEUED", "a", "b", "SUCCEEDED"]
 
 
+async def test_a_log_that_is_nearly_full_is_announced_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    async with LogWriter(store, log_events_max=10).opened() as writer:
+        log = await begin(writer)
+        await log.append(*(status(f"{i}") for i in range(8)))
+        assert "nine tenths" not in caplog.text
+        await log.append(status("the tenth"))
+        await log.finish(ended())
+    assert caplog.text.count("nine tenths of its limit") == 1
+
+
 async def test_a_reply_tells_of_a_cancellation(store: Store, writer: LogWriter) -> None:
     """So that it takes effect also where the call that says so was lost."""
     asked = asyncio.Event()
