@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from onward_cli.valkey import StoreError, Valkey, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_gateway.settings import Settings as GatewaySettings
 from onward_runlog import registry
+from onward_runlog.deployments import STALE_S
 from onward_runlog.store import open_store
 from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
@@ -212,13 +213,12 @@ class Crew:
         others = await asyncio.gather(*(self._start() for _ in range(self._settings.executors - 1)))
         fresh = [first, *(child for child in others if child is not None)]
         if len(fresh) < self._settings.executors:
-            await asyncio.gather(*(_retire(child) for child in fresh))
-            return False
+            tell(f"only {len(fresh)} of {self._settings.executors} executors started", "yellow")
         retired, self._current = self._current, fresh
         self.deployment = first.addresses["deployment"]
         async with open_store(self._redis_url) as store:
             await registry.promote(store, self.deployment)
-        await asyncio.gather(*(_retire(child) for child in retired))
+        self._spawn(_retire(retired, STALE_S + 1.0))
         for child in self._current:
             self._spawn(self._mind(child))
         return True
@@ -237,7 +237,7 @@ class Crew:
             if fresh is None:
                 continue
             if child not in self._current:  # the code has changed meanwhile
-                await _retire(fresh)
+                await _retire([fresh])
                 return
             self._current[self._current.index(child)] = fresh
             self._spawn(self._mind(fresh))
@@ -268,15 +268,22 @@ class Crew:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _retire(child: Child) -> None:
-    """Have an executor finish the runs that it holds, take no other, and end."""
+async def _retire(executors: Sequence[Child], after_s: float = 0.0) -> None:
+    """Have executors finish the runs that they hold, take no other, and end.
+
+    Args:
+        executors: Those before a change.
+        after_s: Until then they take runs, too: of a Scheduler that has not heard of the change yet.
+    """
+    await asyncio.sleep(after_s)
     grace = Duration()
     grace.FromSeconds(RELOAD_GRACE_S)
-    async with aio.insecure_channel(child.addresses["grpc"]) as channel:
-        try:
-            await ExecutorServiceStub(channel).Drain(DrainRequest(grace=grace), timeout=RETIRE_TIMEOUT_S)
-        except aio.AioRpcError:
-            child.terminate()
+    for executor in executors:
+        async with aio.insecure_channel(executor.addresses["grpc"]) as channel:
+            try:
+                await ExecutorServiceStub(channel).Drain(DrainRequest(grace=grace), timeout=RETIRE_TIMEOUT_S)
+            except aio.AioRpcError:
+                executor.terminate()
 
 
 def _source(target: str) -> Path:

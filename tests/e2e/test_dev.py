@@ -129,8 +129,11 @@ async def test_changed_code_serves_new_runs_and_old_runs_finish_on_what_they_beg
     async with desk.client() as client:
 
         async def new_run_gives(output: str) -> None:
-            run = await client.start("gated", {"gate": str(desk.code)})
-            assert await run.result(timeout=30) == output
+            async def given() -> bool:
+                run = await client.start("gated", {"gate": str(desk.code)})
+                return bool(await run.result(timeout=30) == output)
+
+            await eventually(given)  # Schedulers may hear of a change a moment later
 
         old = await client.start("gated", {"gate": gate})
         await in_flight(old)
