@@ -164,6 +164,11 @@ async def test_changed_code_serves_new_runs_and_old_runs_finish_on_what_they_beg
         (only,) = await attempts(old)
         assert only.attempt_started.deployment == first
 
+        async def others_have_ended() -> bool:
+            return len(processes(desk.folder)) == 2
+
+        await eventually(others_have_ended)  # a store and an executor are left
+
 
 @pytest.mark.xdist_group("desk")
 async def test_what_dies_is_started_again_and_runs_go_on(desk: Desk) -> None:
