@@ -178,6 +178,7 @@ async def remembered(call: Call, instance: Instance) -> Any:
             items.check(given[0])
         return items.whole(given)
     data = await instance.journal.kept(value)
+    record.memo = record.output = None  # Nobody asks a second time.
     try:
         return call.signature.load_output(data)
     except ValueError as error:

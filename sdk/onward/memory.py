@@ -91,6 +91,17 @@ class MemoryRun:
         self.held = True
         return MemoryLog(self, self.attempt, dies_after)
 
+    def reopened(self) -> MemoryRun:
+        """Return a copy of the run as it was before its last event, held by nobody."""
+        copy = MemoryRun(events_max=self._events_max, bytes_max=self._bytes_max)
+        copy.state = RUN_STATE_RUNNING
+        copy.attempt = self.attempt
+        copy.memo = dict(self.memo)
+        copy.blobs = dict(self.blobs)
+        copy._log = self._log[:-1]
+        copy._bytes = sum(map(len, copy._log))
+        return copy
+
     def lose(self) -> None:
         """Take the run from whoever holds it, as the end of a lease does."""
         self.held = False

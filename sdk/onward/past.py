@@ -292,6 +292,7 @@ class Past:
         for name in lost:
             self.shown.pop(name, None)
         self._void.clear()
+        self._memo = {}
         return lost
 
     def expected(self) -> list[Record]:

@@ -82,7 +82,7 @@ class Replay:
     def _check_place(self, instance: Instance) -> None:
         """A call that no earlier attempt made comes after all that one did make, where there is but one task."""
         parent = instance.parent
-        if parent is None or parent.record is None:
+        if parent is None or parent.record is None or self.over:
             return
         missing = next((one for one in parent.record.below.values() if not one.met and not one.cancelled), None)
         if missing is not None and not _others(parent):

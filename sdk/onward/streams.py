@@ -267,14 +267,11 @@ class Flow:
         try:
             timeout_s = self.call.policy.timeout_s
             if timeout_s is None:
-                if this is None or this.journal.replay is None:
-                    return await anext(self._generator)
-                with working(this):
-                    return await anext(self._generator)
+                return await self._anext()
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self._left_s) as limit:
-                    return await anext(self._generator)
+                    return await self._anext()
             except TimeoutError:
                 if limit.expired():
                     raise try_timeout(timeout_s) from None
@@ -285,6 +282,13 @@ class Flow:
         finally:
             if token is not None:
                 leave(token)
+
+    async def _anext(self) -> Any:
+        assert self._generator is not None
+        if self._this is None or self._this.journal.replay is None:
+            return await anext(self._generator)
+        with working(self._this):
+            return await anext(self._generator)
 
     async def _show(self, item: Any) -> None:
         self._items.check(item)
