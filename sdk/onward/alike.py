@@ -66,7 +66,7 @@ def _same(one: Any, other: Any, depth: int) -> bool:
 
 def holds_set(value: Any, depth: int = 0) -> bool:
     """Tell whether there is a set in it."""
-    if value is None or isinstance(value, str | int | float | bytes) or depth > 100:
+    if type(value) in PLAIN or isinstance(value, str | int | float | bytes) or depth > 100:
         return False
     if isinstance(value, set | frozenset):
         return True

@@ -196,7 +196,8 @@ class Attempt:
                 logger.warning("run %s: failed while stopping", self._run.run_id, exc_info=failure, extra=self._extra())
             return self._stopped_as(journal)
         changed = await self._outcome(call, body)
-        journal.close_trail(root)
+        if root.record is not None:
+            journal.close_trail(root)
         return changed
 
     async def _input(self) -> bytes:

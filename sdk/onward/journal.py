@@ -234,9 +234,11 @@ class Journal:
         if instance.span is not None:
             tracing.end(instance.span)
         finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output))
-        self.close_trail(instance)
+        if instance.record is not None:
+            self.close_trail(instance)
         offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
-        await self.turns.turn(offset)
+        if not self.turns.at_once(offset):
+            await self.turns.turn(offset)
 
     async def failed(self, instance: Instance, error: RunError, memo: Payload | None = None) -> None:
         """Commit an error. The caller may have it afterwards.
@@ -251,10 +253,12 @@ class Journal:
         """
         if instance.span is not None:
             tracing.end(instance.span, error)
-        self.close_trail(instance)
+        if instance.record is not None:
+            self.close_trail(instance)
         finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error))
         offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
-        await self.turns.turn(offset)
+        if not self.turns.at_once(offset):
+            await self.turns.turn(offset)
 
     def told(self, instance: Instance, output: Payload) -> None:
         """Write what needs no waiting for: it began and ended."""
@@ -409,8 +413,7 @@ class Journal:
 
     def close_trail(self, instance: Instance) -> None:
         """The instance ends: deltas that did not come again are void, and calls that did not will not."""
-        if instance.record is None:
-            return
+        assert instance.record is not None
         if instance.record.trail.deltas:
             self._void_rest(instance)
         if self.replay is not None:

@@ -55,19 +55,26 @@ class Turns:
             offset: Its place in the log.
             yields: Let the event loop have a turn in any case: much that is there already comes in a row.
         """
-        if (
-            not yields
-            and not self._pending
-            and (not self._left or asyncio.current_task() is self._last)
-            and (self._blocked is None or not self._blocked(offset))
-        ):
-            self._given(asyncio.current_task())
+        if not yields and self.at_once(offset):
             return
         future = self._loop.create_future()
         heappush(self._pending, (offset, next(self._numbers), future))
         self.look()
         await future
         self._last = asyncio.current_task()
+
+    def at_once(self, offset: int) -> bool:
+        """Tell whether it is the turn of what stands at `offset` already, and if so take it."""
+        task = asyncio.current_task()
+        if self._pending or (self._left and task is not self._last):
+            return False
+        if self._blocked is not None and self._blocked(offset):
+            return False
+        self._last = task
+        self._left = SETTLE_TURNS
+        if not self._scheduled:
+            self.look()
+        return True
 
     def look(self) -> None:
         """See whether somebody's turn has come."""
