@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -84,8 +85,10 @@ async def perform(path: str, steps: list[Any]) -> list[Any]:
             status(f"{below} {rest[0]}")
             status("again")
         elif kind == "publish":
-            publish(rest[0], below)
-            publish.state("where", below)
+            # Under a name of the path: in which order parallel branches come is nobody's promise.
+            name = re.sub("[^a-z0-9.]", "_", f"{path}{rest[0]}")
+            publish(name, below)
+            publish.state(f"where{name}", below)
         elif kind == "yield":
             for _ in range(rest[0]):
                 await asyncio.sleep(0)
