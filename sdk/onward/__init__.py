@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onward.chance import now as now
+    from onward.chance import random as random
+    from onward.chance import uuid as uuid
     from onward.client import Client as Client
     from onward.client import SyncClient as SyncClient
     from onward.components import Component as Component
@@ -46,6 +49,9 @@ _HOMES = {
     "Component": "components",
     "component": "components",
     "map": "mapping",
+    "now": "chance",
+    "random": "chance",
+    "uuid": "chance",
     "publish": "show",
     "status": "show",
     "Stream": "streams",

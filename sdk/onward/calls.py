@@ -10,16 +10,21 @@ import contextvars
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from pydantic_core import from_json, to_json
 
 from onward.durations import text
 from onward.failure import component_error, run_error
 from onward.instance import Instance, Scope, leave
 from onward.journal import SEEN_BYTES_MAX, inline, seen
+from onward.past import DELTAS, ITEMS, NEVER
+from onward.replay import Diverged
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
-from onward.signature import NO_HINT, Kind, Signature, Unserializable
+from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
 from onward.v1.event_pb2 import ROLLBACK_CAUSE_RETRY, Event
 from onward.v1.run_pb2 import Payload
 
@@ -78,6 +83,8 @@ class Call:
 
     def error_reason(self, error: BaseException, otherwise: str = "COMPONENT_FAILED") -> str:
         """Return the reason that an error which no further try follows is told with."""
+        if isinstance(error, OutputInvalid):
+            return "OUTPUT_INVALID"
         if self.policy.retry.covers(error):
             return "ATTEMPTS_EXHAUSTED"
         return "TIMEOUT" if isinstance(error, TryTimeout) else otherwise
@@ -93,9 +100,14 @@ async def run(call: Call) -> Any:
     instance = call.instance
     if instance is None:
         return await tries(call, None)
-    await begin(call, instance)
+    if await begin(call, instance):
+        return await remembered(call, instance)
     try:
-        value = await tries(call, instance)
+        if instance.journal.replay is None:
+            value = await tries(call, instance)
+        else:
+            with working(instance):
+                value = await tries(call, instance)
     except asyncio.CancelledError:
         instance.journal.cancelled(instance)
         raise
@@ -105,31 +117,135 @@ async def run(call: Call) -> Any:
     return value
 
 
-async def begin(call: Call, instance: Instance) -> None:
-    """Open the instance in the log."""
+async def begin(call: Call, instance: Instance, *, gives_again: bool = False) -> bool:
+    """Open the instance in the log, or where an earlier attempt has finished it wait for its turn.
+
+    Args:
+        call: The call.
+        instance: Its place in the run.
+        gives_again: Do not wait where there are items to be given before.
+
+    Returns:
+        Whether it is finished.
+
+    Raises:
+        CancelledError: It was cancelled; the attempt is over; or the code is not the one that wrote the log.
+    """
     journal = instance.journal
     if asyncio.get_running_loop() is not journal.loop:
         raise RuntimeError(f"{call.name} was called on another event loop than its run's: call it from an `async def`")
     journal.came_by()
     await journal.room()
-    journal.started(instance, call.signature.dump_input(call.arguments), private=call.policy.private)
+    data = call.signature.dump_input(call.arguments)
+    digest = journal.digest(call.signature.canonical(call.arguments, data))
+    if journal.replay is not None:
+        try:
+            record = journal.replay.meet(instance, digest)
+        except Diverged as error:
+            await journal.diverged(instance, error.record, data, private=call.policy.private)
+        if record is None:
+            if not journal.replay.over:
+                await journal.turns.turn(NEVER)
+        elif record.outcome and gives_again and (record.memo is not None or record.trail.deltas):
+            if record.remembered:
+                return True
+        elif record.outcome:
+            # A cancelled one has its turn too: likely it is cancelled again before that, and does not run at all.
+            await journal.turns.turn(record.finished_offset, yields=True)
+            if record.remembered:
+                return True
+    journal.started(instance, data, digest, private=call.policy.private)
+    return False
+
+
+async def remembered(call: Call, instance: Instance) -> Any:
+    """Return what the finished instance gave.
+
+    Raises:
+        ComponentError: It had failed.
+        CancelledError: The attempt is over, or the code cannot read the result any more.
+    """
+    record = instance.record
+    assert record is not None
+    if record.error is not None:
+        raise component_error(call.name, record.error)
+    value = record.memo or record.output
+    assert value is not None
+    if value.media_type in (ITEMS, DELTAS):
+        items = Items(call.signature)
+        given = [item for _, item in await recorded_items(call, instance)]
+        if given:
+            items.check(given[0])
+        return items.whole(given)
+    data = await instance.journal.kept(value)
+    record.memo = record.output = None  # Nobody asks a second time.
+    try:
+        return call.signature.load_output(data)
+    except ValueError as error:
+        await instance.journal.unreadable(instance, error)
+
+
+async def recorded_items(call: Call, instance: Instance) -> list[tuple[int, Any]]:
+    """Return the items of a stream that the log has, each with its offset; the last one's where none is known.
+
+    Raises:
+        CancelledError: The attempt is over, or the code cannot read them any more.
+    """
+    record, journal, signature = instance.record, instance.journal, call.signature
+    assert record is not None
+    value = record.memo or record.output
+    try:
+        if record.remembered and value is not None and value.media_type != DELTAS:
+            data = await journal.kept(value)
+            if value.media_type == ITEMS:
+                return [(record.finished_offset, signature.load_item(to_json(one))) for one in from_json(data)]
+            whole = signature.load_output(data)
+            return [(record.finished_offset, one) for one in ([whole] if isinstance(whole, str) else whole)]
+        found: list[tuple[int, Any]] = []
+        for offset, delta in record.trail.deltas:
+            is_text = not delta.HasField("value")
+            found.append((offset, delta.text if is_text else signature.load_item(await journal.kept(delta.value))))
+        return found
+    except ValueError as error:
+        await journal.unreadable(instance, error)
+
+
+@contextmanager
+def working(instance: Instance) -> Iterator[None]:
+    """Note while the block runs that something goes on which is not replay."""
+    replay = instance.journal.replay
+    if replay is None or (instance.record is not None and instance.record.called_offset):
+        yield
+        return
+    replay.live += 1
+    try:
+        yield
+    finally:
+        replay.live -= 1
 
 
 async def succeed(call: Call, instance: Instance, value: Any) -> None:
-    """Commit the result, before the caller gets it."""
-    output = None
-    if not call.policy.private:
-        try:
-            output = seen(call.signature.dump_output(value))
-        except Unserializable:
-            pass  # Readers see that it ended well, and no value.
-    await instance.journal.finished(instance, output)
+    """Commit the result, before the caller gets it.
+
+    Raises:
+        ComponentError: A later attempt could not have it.
+    """
+    try:
+        data = call.signature.dump_output(value)
+        call.signature.check_output(value, data)
+    except OutputInvalid as error:
+        await fail(call, instance, error)
+    output = None if call.policy.private else seen(data)
+    memo = None
+    if output is None or output.WhichOneof("value") is None:
+        memo = await instance.journal.stored(data)
+    await instance.journal.finished(instance, output, memo)
 
 
-async def fail(call: Call, instance: Instance, error: BaseException) -> NoReturn:
+async def fail(call: Call, instance: Instance, error: BaseException, memo: Payload | None = None) -> NoReturn:
     """Commit the error, and raise it as the caller sees it."""
     told = run_error(error, call.error_reason(error), instance.id)
-    await instance.journal.failed(instance, told)
+    await instance.journal.failed(instance, told, memo)
     raise component_error(call.name, told) from error
 
 
@@ -138,10 +254,9 @@ async def tries(call: Call, instance: Instance | None) -> Any:
     policy = call.policy.retry
     if policy.attempts == 1:
         return await one_try(call, instance)
-    began = time.monotonic()
-    number = 1
+    number, began = tried(instance)
     while True:
-        this, scope = (None, {}) if instance is None else instance.new_try()
+        this, scope = (None, {}) if instance is None else instance.new_try(number)
         try:
             return await one_try(call, this)
         except Failure as error:
@@ -154,11 +269,21 @@ async def tries(call: Call, instance: Instance | None) -> Any:
         number += 1
 
 
+def tried(instance: Instance | None) -> tuple[int, float]:
+    """Return the number of the next try, and when the first began: neither starts again with an attempt."""
+    began = time.monotonic()
+    if instance is None or instance.record is None:
+        return 1, began
+    return instance.record.tries + 1, began - max(0.0, time.time() - instance.record.started_s)
+
+
 def record_retry(instance: Instance, scope: Scope, number: int, error: BaseException, delay_s: float) -> None:
     """Write that a try failed and that what it had shown is void."""
     reason = "TIMEOUT" if isinstance(error, TryTimeout) else "COMPONENT_FAILED"
     instance.journal.retrying(instance, number, run_error(error, reason, instance.id), delay_s)
     instance.journal.rollback(scope, ROLLBACK_CAUSE_RETRY)
+    if instance.record is not None and instance.journal.replay is not None:
+        instance.journal.replay.failed_try(instance.record)
 
 
 async def one_try(call: Call, instance: Instance | None) -> Any:
@@ -303,9 +428,13 @@ class Seen:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 2  # The quotes, or the brackets.
+        self.items: list[bytes] = []
+        """Each item as JSON, where they are kept."""
 
-    def add(self, data: bytes, *, is_text: bool) -> None:
+    def add(self, data: bytes, *, is_text: bool, keep: bool) -> None:
         """Take the JSON of the next item."""
+        if keep:
+            self.items.append(data)
         part = data[1:-1] if is_text else data
         self._size += len(part) if is_text or self._size == 2 else len(part) + 1
         if self._size > SEEN_BYTES_MAX:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from hashlib import blake2b
 from typing import Any
 
 from onward import tracing
 from onward.calls import Call, tries
 from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
 from onward.instance import Instance
-from onward.journal import Journal, inline, now
+from onward.journal import Journal, NonDeterministic, inline, now
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError, LogFull
+from onward.past import read
+from onward.replay import Replay
 from onward.signature import InputInvalid, Kind, Unserializable
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_CANCELLED,
@@ -43,7 +46,6 @@ OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 """A run's output is at most this long as JSON."""
 
 _JSON = ("", "application/json")
-_SHOWN = frozenset(("output_delta", "status_updated", "published"))
 
 
 class Attempt:
@@ -107,7 +109,7 @@ class Attempt:
         if self._abandoned:
             return
         tracer = tracing.tracer()
-        journal = self._journal = Journal(self._log, digest_key=self._digest_key, tracer=tracer)
+        journal = self._journal = Journal(self._log, digest_key=self._digest_key, secret=self._secret(), tracer=tracer)
         journal.on_refusal = self._stop
         root = Instance(journal, None, "", self._workflow.name, streams=self._workflow.signature.kind is Kind.STREAM)
         if tracer is not None:
@@ -120,6 +122,8 @@ class Attempt:
                 journal.refuse(error)
             if isinstance(journal.refusal, LogFull):
                 await self._finish(journal, _paused(journal.refusal))
+            elif isinstance(journal.refusal, NonDeterministic):
+                await self._finish(journal, RunStateChanged(state=RUN_STATE_PAUSED, error=journal.refusal.error))
             elif changed is not None and not journal.closed:
                 await self._finish(journal, changed)
         finally:
@@ -129,7 +133,7 @@ class Attempt:
             if root.span is not None:
                 error_told = changed.error if changed is not None and changed.HasField("error") else None
                 tracing.end(root.span, error_told, cancelled=self.state != RUN_STATE_SUCCEEDED)
-        if journal.refusal is not None and not isinstance(journal.refusal, LogError):
+        if journal.refusal is not None and not isinstance(journal.refusal, LogError | NonDeterministic):
             raise journal.refusal
 
     def cancel(self, reason: str, grace_s: float = STOP_GRACE_S) -> None:
@@ -162,7 +166,11 @@ class Attempt:
         started = AttemptStarted(executor_id=self._executor_id, deployment=self._deployment, cause=self._cause)
         journal.post(Event(create_time=now(), attempt_started=started))
         if self._attempt > 1:
-            journal.rollback(await self._shown(), ROLLBACK_CAUSE_ATTEMPT_LOST)
+            past = await read(self._log)
+            journal.rollback(past.close(), ROLLBACK_CAUSE_ATTEMPT_LOST)
+            journal.replay = Replay(past)
+            journal.turns = journal.replay.turns
+            root.record = past.root
             # Committed before user code runs: if that blocks or kills this process at once, it is known to have begun.
             await self._log.append()
         try:
@@ -187,20 +195,10 @@ class Attempt:
             if body.done() and not body.cancelled() and (failure := body.exception()) is not None:
                 logger.warning("run %s: failed while stopping", self._run.run_id, exc_info=failure, extra=self._extra())
             return self._stopped_as(journal)
-        return await self._outcome(call, body)
-
-    async def _shown(self) -> dict[str, None]:
-        """Return the instances that earlier attempts had shown something of which is not void yet."""
-        first: dict[str, int] = {}
-        async for event in self._log.read():
-            kind = event.WhichOneof("kind")
-            if kind in _SHOWN:
-                first.setdefault(event.component_id, event.offset)
-            elif kind == "rollback":
-                for component_id in event.rollback.component_ids:
-                    if first.get(component_id, 0) > event.rollback.after_offset:
-                        del first[component_id]
-        return dict.fromkeys(first)
+        changed = await self._outcome(call, body)
+        if root.record is not None:
+            journal.close_trail(root)
+        return changed
 
     async def _input(self) -> bytes:
         payload = self._run.input
@@ -306,6 +304,10 @@ class Attempt:
         if changed.state != RUN_STATE_PAUSED:
             error = changed.error if changed.HasField("error") else None
             tracing.emit_run_span(self._run, changed.state, trace_parent=self._trace_parent, error=error)
+
+    def _secret(self) -> bytes:
+        name = f"{self._run.namespace}/{self._run.run_id}".encode()
+        return blake2b(name, digest_size=32, key=self._digest_key[:64]).digest()
 
     def _extra(self) -> dict[str, Any]:
         return {"namespace": self._run.namespace, "run_id": self._run.run_id, "attempt": self._attempt}

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from onward.errors import ComponentError
-from onward.retry import NotRetryable, TryTimeout
+from onward.retry import NotRetryable, type_name
 from onward.text import cut, well_formed
 from onward.v1.run_pb2 import Payload, RunError
 
@@ -32,7 +32,7 @@ def run_error(error: BaseException, reason: str, component_id: str = "") -> RunE
     if isinstance(error, ComponentError):
         kind, message, may_succeed, details = error.type, error.message, error.retryable, {CAUSED_BY: _origin(error)}
     else:
-        kind, message, may_succeed = _type_name(error), str(error), _retryable(error)
+        kind, message, may_succeed = type_name(type(error)), str(error), _retryable(error)
         details = getattr(error, "details", None)
     return RunError(
         reason=reason,
@@ -81,13 +81,6 @@ def _origin(error: ComponentError) -> dict[str, Any]:
         return origin
     origin = {"component_id": error.component_id, "name": error.name, "reason": error.reason}
     return origin if error.details is None else {**origin, "details": error.details}
-
-
-def _type_name(error: BaseException) -> str:
-    if isinstance(error, TryTimeout):
-        return TimeoutError.__qualname__
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _retryable(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, set_span_in_context
 
 if TYPE_CHECKING:
     from onward.journal import Journal
+    from onward.past import Record
     from onward.streams import Flow
 
 CURRENT: ContextVar[Instance | None] = ContextVar("onward_instance", default=None)
@@ -28,10 +29,26 @@ class Instance:
             called it before.
         name: The component's name.
         voice: Whether what it yields is written to the log: it is the outermost streaming instance on its path.
+        number: The try, from 1.
+        record: What earlier attempts left of it; None where this attempt is the first to call it.
         ended: Its try is over: nothing it does any more counts.
     """
 
-    __slots__ = ("_calls", "ended", "flows", "id", "journal", "name", "parent", "scopes", "silent", "span", "streams")
+    __slots__ = (
+        "_calls",
+        "ended",
+        "flows",
+        "id",
+        "journal",
+        "name",
+        "number",
+        "parent",
+        "record",
+        "scopes",
+        "silent",
+        "span",
+        "streams",
+    )
 
     def __init__(self, journal: Journal, parent: Instance | None, id: str, name: str, *, streams: bool) -> None:
         self.journal = journal
@@ -39,6 +56,8 @@ class Instance:
         self.id = id
         self.name = name
         self.streams = streams
+        self.number = 1
+        self.record: Record | None = None
         self.ended = False
         self.flows: set[Flow] | None = None
         """Streams that its code reads by `async for` and has not read to the end."""
@@ -71,11 +90,15 @@ class Instance:
         calls[name, key] = number + 1
         return number
 
-    def new_try(self) -> tuple[Instance, Scope]:
+    def new_try(self, number: int) -> tuple[Instance, Scope]:
         """Return a twin for the next try, its counters at the start, and the scope that holds what is shown in it."""
         twin = Instance(self.journal, self.parent, self.id, self.name, streams=self.streams)
         twin.span = self.span
-        scope: Scope = {}
+        twin.number = number
+        twin.record = self.record
+        # A try that a lost attempt began goes on: what it had shown below is the try's too.
+        replay = self.journal.replay
+        scope: Scope = {} if self.record is None or replay is None else dict.fromkeys(replay.past.shown_by(self.record))
         twin.scopes = (*self.scopes, scope)
         return twin, scope
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from hashlib import blake2b
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,13 +22,16 @@ from opentelemetry.trace import Tracer
 from onward import tracing
 from onward.instance import Instance
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
-from onward.text import well_formed
+from onward.replay import Replay
+from onward.text import cut, well_formed
+from onward.turns import Turns
 from onward.v1.event_pb2 import (
     CHANNEL_ITEM,
     CHANNEL_TEXT,
     OUTCOME_CANCELLED,
     OUTCOME_ERROR,
     OUTCOME_OK,
+    ROLLBACK_CAUSE_ATTEMPT_LOST,
     ComponentFinished,
     ComponentRetrying,
     ComponentStarted,
@@ -40,6 +43,9 @@ from onward.v1.event_pb2 import (
     StatusUpdated,
 )
 from onward.v1.run_pb2 import Payload, RunError
+
+if TYPE_CHECKING:
+    from onward.past import Record
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,10 @@ THREAD_EVENTS_MAX = 256
 
 THREAD_WAIT_S = 60.0
 
+NON_DETERMINISTIC = "NON_DETERMINISTIC"
+
+BRIEF_CHARS_MAX = 500
+
 M = TypeVar("M")
 
 
@@ -70,15 +80,33 @@ def inline(data: bytes) -> Payload:
     return Payload(data=data, size=len(data))
 
 
+def _brief(data: bytes) -> str:
+    return cut(data.decode(errors="replace"), BRIEF_CHARS_MAX)
+
+
 def seen(data: bytes) -> Payload:
     """Return what readers see of a value: all of it, or where it is long its size alone."""
     return inline(data) if len(data) <= SEEN_BYTES_MAX else Payload(size=len(data))
 
 
+class NonDeterministic(Exception):
+    """The code no longer does what the log says it did.
+
+    Attributes:
+        error: What the run is PAUSED with.
+    """
+
+    def __init__(self, error: RunError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class Journal:
     """The writing side of one attempt. Belongs to one event loop."""
 
-    def __init__(self, log: AttemptLog, *, digest_key: bytes = b"", tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, log: AttemptLog, *, digest_key: bytes = b"", secret: bytes = b"", tracer: Tracer | None = None
+    ) -> None:
         self.log = log
         self.loop = asyncio.get_running_loop()
         self.tracer = tracer
@@ -90,8 +118,13 @@ class Journal:
         self.tasks: set[asyncio.Task[Any]] = set()
         """The tasks of user code that came by, beside the body's own."""
         self.body: asyncio.Task[Any] | None = None
+        self.replay: Replay | None = None
+        """How it follows the attempts before it; None in the first."""
+        self.turns = Turns()
         self._digest_key = digest_key[:64]
-        self._thread = get_ident()
+        self.secret = secret
+        """What chance is derived from; the same in every attempt."""
+        self.thread = get_ident()
         self._from_threads = 0
 
     # Writing
@@ -105,15 +138,15 @@ class Journal:
         except LogError as error:
             self.refuse(error)
 
-    async def append(self, *events: Event) -> None:
-        """Commit events and wait until they are durable.
+    async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
+        """Commit events and wait until they are durable. Returns the newest offset.
 
         Raises:
             CancelledError: The attempt is over.
         """
         await self._still_open()
         try:
-            await self.log.append(*events)
+            return await self.log.append(*events, memo=memo)
         except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
             self.refuse(error)
             raise asyncio.CancelledError("the attempt is over") from error
@@ -153,7 +186,7 @@ class Journal:
 
     def call(self, write: Callable[[Instance, M], None], instance: Instance, message: M) -> None:
         """Call one of the methods that show something, from the loop or from a thread of user code, in order."""
-        if get_ident() == self._thread:
+        if get_ident() == self.thread:
             self.came_by()
             write(instance, message)
             return
@@ -172,40 +205,73 @@ class Journal:
 
     # The journal proper
 
-    def started(self, instance: Instance, data: bytes | None, *, private: bool) -> None:
+    def digest(self, data: bytes | None) -> bytes:
+        """Return what identifies an input. Nothing does where it has no JSON form."""
+        return b"" if data is None else blake2b(data, digest_size=16, key=self._digest_key).digest()
+
+    def started(self, instance: Instance, data: bytes | None, digest: bytes, *, private: bool) -> None:
         started = ComponentStarted(name=instance.name, input=None if private or data is None else seen(data))
         if instance.parent is not None and instance.parent.id:
             started.parent_id = instance.parent.id
         if self.tracer is not None:
             above = None if instance.parent is None else instance.parent.span
             instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above)
-        if data is not None:
-            started.input_digest = blake2b(data, digest_size=16, key=self._digest_key).digest()
+        if digest:
+            started.input_digest = digest
         self.post(Event(create_time=now(), component_id=instance.id, component_started=started))
 
-    async def finished(self, instance: Instance, output: Payload | None) -> None:
+    async def finished(self, instance: Instance, output: Payload | None, memo: Payload | None = None) -> None:
         """Commit a result. The caller may have it afterwards.
+
+        Args:
+            instance: What ended.
+            output: What readers see.
+            memo: What a later attempt gets, where that differs.
 
         Raises:
             CancelledError: The attempt is over.
         """
         if instance.span is not None:
             tracing.end(instance.span)
-        await self.append(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)))
+        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output))
+        if instance.record is not None:
+            self.close_trail(instance)
+        offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
+        if not self.turns.at_once(offset):
+            await self.turns.turn(offset)
 
-    async def failed(self, instance: Instance, error: RunError) -> None:
+    async def failed(self, instance: Instance, error: RunError, memo: Payload | None = None) -> None:
         """Commit an error. The caller may have it afterwards.
+
+        Args:
+            instance: What ended.
+            error: Why.
+            memo: The items that a stream had given before.
 
         Raises:
             CancelledError: The attempt is over.
         """
         if instance.span is not None:
             tracing.end(instance.span, error)
-        await self.append(self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error)))
+        if instance.record is not None:
+            self.close_trail(instance)
+        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error))
+        offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
+        if not self.turns.at_once(offset):
+            await self.turns.turn(offset)
+
+    def told(self, instance: Instance, output: Payload) -> None:
+        """Write what needs no waiting for: it began and ended."""
+        self.started(instance, None, b"", private=True)
+        if instance.span is not None:
+            tracing.end(instance.span)
+        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)))
 
     def cancelled(self, instance: Instance) -> None:
         if instance.span is not None:
             tracing.end(instance.span, cancelled=True)
+        if self.replay is not None and instance.record is not None:
+            self.replay.ended(instance.record)
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED)))
 
     def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:
@@ -218,6 +284,44 @@ class Journal:
         delay.FromNanoseconds(round(delay_s * 1e9))
         retrying = ComponentRetrying(try_number=try_number, error=error, delay=delay)
         self.post(Event(create_time=now(), component_id=instance.id, component_retrying=retrying))
+
+    async def diverged(self, instance: Instance, record: Record, data: bytes | None, *, private: bool) -> NoReturn:
+        """The code makes another call than the one that the log has: the attempt is over, and the run PAUSED.
+
+        Args:
+            instance: What is called.
+            record: What the log has in its place.
+            data: The input that it is called with.
+            private: Whether nobody may see that.
+        """
+        came = f"{instance.name}({'…' if private or data is None else _brief(data)})"
+        expected = f"{record.name}(…)"
+        offset = record.started_offset
+        async for event in self.log.read(after=offset - 1):
+            started = event.component_started
+            if event.component_id == record.id and not private and started.input.data:
+                expected = f"{record.name}({_brief(started.input.data)})"
+            break
+        raise self._paused(instance, f"the log has {expected} at offset {offset}, and now {came} was called")
+
+    def diverged_now(self, instance: Instance, record: Record) -> BaseException:
+        """`diverged`, from where nothing can be awaited. Returns what to raise."""
+        return self._paused(
+            instance, f"the log has {record.name} at offset {record.started_offset}, and now {instance.name} was called"
+        )
+
+    async def unreadable(self, instance: Instance, error: Exception) -> NoReturn:
+        """The code cannot read a remembered result: the attempt is over, and the run PAUSED."""
+        raise self._paused(instance, f"{instance.name} does not read the result it has in the log: {error}")
+
+    def _paused(self, instance: Instance, what: str) -> BaseException:
+        message = (
+            f"{instance.name}: {what}. The code is not the one that wrote the log, or what it does depends on time, "
+            f"chance or the world outside: ask onward.now(), onward.uuid() and onward.random(), which are remembered, "
+            f"or do it in a component"
+        )
+        self.refuse(NonDeterministic(RunError(reason=NON_DETERMINISTIC, message=message, component_id=instance.id)))
+        return asyncio.CancelledError("the attempt is over")
 
     def rollback(self, ids: Iterable[str], cause: RollbackCause.ValueType) -> None:
         names = list(ids)
@@ -233,7 +337,8 @@ class Journal:
             text = well_formed(text)
             for index in range(0, len(text) or 1, DELTA_CHARS_MAX):
                 delta = OutputDelta(channel=CHANNEL_TEXT, text=text[index : index + DELTA_CHARS_MAX])
-                yield Event(create_time=now(), component_id=instance.id, output_delta=delta)
+                if instance.record is None or not self._stands(instance, delta):
+                    yield Event(create_time=now(), component_id=instance.id, output_delta=delta)
 
     async def item(self, instance: Instance, data: bytes) -> Iterator[Event]:
         """Return the delta of an item that is not text.
@@ -241,10 +346,15 @@ class Journal:
         Raises:
             CancelledError: The attempt is over.
         """
-        value = await self.stored(data)
+        if len(data) > INLINE_BYTES_MAX and instance.record is not None:
+            value = await self._stored_again(instance, data)
+        else:
+            value = await self.stored(data)
         if not instance.shows():
             return iter(())
         delta = OutputDelta(channel=CHANNEL_ITEM, value=value)
+        if instance.record is not None and self._stands(instance, delta):
+            return iter(())
         return iter((Event(create_time=now(), component_id=instance.id, output_delta=delta),))
 
     async def stored(self, data: bytes) -> Payload:
@@ -261,10 +371,69 @@ class Journal:
             self.refuse(error)
             raise asyncio.CancelledError("the attempt is over") from error
 
+    async def kept(self, payload: Payload) -> bytes:
+        """Return what `stored` kept.
+
+        Raises:
+            CancelledError: It is gone, or the attempt is over.
+        """
+        if payload.WhichOneof("value") == "data":
+            return payload.data
+        try:
+            return await self.log.get_blob(payload.blob_uri)
+        except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
+            self.refuse(error)
+            raise asyncio.CancelledError("the attempt is over") from error
+
     def status(self, instance: Instance, status: StatusUpdated) -> None:
         if instance.shows():
-            self.post(Event(create_time=now(), component_id=instance.id, status_updated=status))
+            self._say(instance, Event(create_time=now(), component_id=instance.id, status_updated=status))
 
     def published(self, instance: Instance, published: Published) -> None:
         if instance.shows():
-            self.post(Event(create_time=now(), component_id=instance.id, published=published))
+            self._say(instance, Event(create_time=now(), component_id=instance.id, published=published))
+
+    # What earlier attempts had shown
+
+    def _say(self, instance: Instance, event: Event) -> None:
+        if instance.record is None or not instance.record.trail.has_line(event):
+            self.post(event)
+
+    def _stands(self, instance: Instance, delta: OutputDelta) -> bool:
+        """Tell whether the log has the delta already. The first that it has otherwise voids those that follow."""
+        assert instance.record is not None
+        trail = instance.record.trail
+        if not trail.deltas:
+            return False
+        if trail.deltas[0][1] == delta:
+            trail.match()
+            return True
+        self._void_rest(instance)
+        return False
+
+    def close_trail(self, instance: Instance) -> None:
+        """The instance ends: deltas that did not come again are void, and calls that did not will not."""
+        assert instance.record is not None
+        if instance.record.trail.deltas:
+            self._void_rest(instance)
+        if self.replay is not None:
+            self.replay.ended(instance.record)
+
+    def _void_rest(self, instance: Instance) -> None:
+        assert instance.record is not None
+        trail = instance.record.trail
+        after = trail.last
+        rollback = Rollback(component_ids=[instance.id], cause=ROLLBACK_CAUSE_ATTEMPT_LOST, after_offset=after)
+        self.post(Event(create_time=now(), rollback=rollback))
+        for event in trail.rest():
+            self.post(event)
+
+    async def _stored_again(self, instance: Instance, data: bytes) -> Payload:
+        """Return the Payload of a large item, the one in the log where that holds the same."""
+        assert instance.record is not None
+        deltas = instance.record.trail.deltas
+        if deltas:
+            value = deltas[0][1].value
+            if value.size == len(data) and value.WhichOneof("value") == "blob_uri" and await self.kept(value) == data:
+                return value
+        return await self.stored(data)

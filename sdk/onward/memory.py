@@ -91,6 +91,17 @@ class MemoryRun:
         self.held = True
         return MemoryLog(self, self.attempt, dies_after)
 
+    def reopened(self) -> MemoryRun:
+        """Return a copy of the run as it was before its last event, held by nobody."""
+        copy = MemoryRun(events_max=self._events_max, bytes_max=self._bytes_max)
+        copy.state = RUN_STATE_RUNNING
+        copy.attempt = self.attempt
+        copy.memo = dict(self.memo)
+        copy.blobs = dict(self.blobs)
+        copy._log = self._log[:-1]
+        copy._bytes = sum(map(len, copy._log))
+        return copy
+
     def lose(self) -> None:
         """Take the run from whoever holds it, as the end of a lease does."""
         self.held = False
@@ -139,7 +150,8 @@ class MemoryLog:
         self.run = run
         self.attempt = attempt
         self._dies_after = dies_after
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[tuple[bytes, Mapping[str, bytes] | None]] = deque()
+        """Events, each with the memo that belongs to it; no bytes where a memo stands alone."""
         self._unsent_bytes = 0
         self._refusal: LogError | None = None
 
@@ -149,12 +161,13 @@ class MemoryLog:
             self._send()
 
     async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
-        for data in [_serialized(event) for event in events]:
+        *before, last = [_serialized(event) for event in events] or [b""]
+        for data in before:
             self._queue(data)
+        self._queue(last, memo)
         await self.run.online.wait()
         self._send()
         self._raise()
-        self.run.memo.update(memo or {})
         return self.run.last_offset
 
     async def room(self) -> None:
@@ -196,23 +209,27 @@ class MemoryLog:
     async def get_blob(self, blob_uri: str) -> bytes:
         return self.run.blobs[blob_uri]
 
-    def _queue(self, data: bytes) -> None:
-        self._unsent.append(data)
+    def _queue(self, data: bytes, memo: Mapping[str, bytes] | None = None) -> None:
+        self._unsent.append((data, memo))
         self._unsent_bytes += len(data)
 
     def _send(self) -> None:
         run = self.run
         while self._unsent and self._refusal is None:
             self._refusal = run.refusal(self.attempt)
-            if self._refusal is None and run.full(len(self._unsent[0])):
+            data, memo = self._unsent[0]
+            if self._refusal is None and data and run.full(len(data)):
                 self._refusal = LogFull("the log is at its limit")
             if self._refusal is None:
-                run.write(self._unsent.popleft(), attempt=self.attempt)
-                if run.last_offset == self._dies_after:
+                self._unsent.popleft()
+                if data:
+                    run.write(data, attempt=self.attempt)
+                run.memo.update(memo or {})
+                if data and run.last_offset == self._dies_after:
                     run.lose()
         if self._refusal is not None:
             self._unsent.clear()
-        self._unsent_bytes = sum(map(len, self._unsent))
+        self._unsent_bytes = sum(len(data) for data, _ in self._unsent)
 
     def _raise(self) -> None:
         refusal = self._refusal or self.run.refusal(self.attempt)

@@ -84,7 +84,7 @@ class RetryPolicy:
         while isinstance(cause, ComponentError) and cause.__cause__ is not None:
             cause = cause.__cause__
         kinds = (error, cause)
-        return any(isinstance(one, self.on) for one in kinds) and not any(isinstance(one, self.never) for one in kinds)
+        return any(_is_one(one, self.on) for one in kinds) and not any(_is_one(one, self.never) for one in kinds)
 
     def delay_s(self, try_number: int, error: BaseException, elapsed_s: float) -> float | None:
         """Return how long to wait before the try after `try_number` (from 1), or None where none follows."""
@@ -100,6 +100,27 @@ class RetryPolicy:
 
 
 ONCE = RetryPolicy()
+
+
+def _is_one(error: BaseException | None, kinds: Errors) -> bool:
+    if isinstance(error, kinds):
+        return True
+    if not isinstance(error, ComponentError):
+        return False
+    # One that an earlier attempt recorded comes without its cause: of that there is the name of its type.
+    seen = list(kinds) if isinstance(kinds, tuple) else [kinds]
+    for kind in seen:  # It grows meanwhile.
+        if type_name(kind) == error.type:
+            return True
+        seen.extend(one for one in kind.__subclasses__() if one not in seen)
+    return False
+
+
+def type_name(kind: type[BaseException]) -> str:
+    """Return how the type of an error is told."""
+    if issubclass(kind, TryTimeout):
+        return TimeoutError.__qualname__
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def retry_after_s(error: BaseException) -> float:

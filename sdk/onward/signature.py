@@ -17,8 +17,9 @@ from typing import Any, get_args, get_origin
 import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
 from pydantic.json_schema import PydanticJsonSchemaWarning
-from pydantic_core import PydanticSerializationError, SchemaSerializer
+from pydantic_core import PydanticSerializationError, SchemaSerializer, from_json
 
+from onward.alike import PLAIN, alike, holds_set, sets_sorted
 from onward.retry import NotRetryable
 
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
@@ -43,6 +44,10 @@ class Kind(Enum):
 
 class Unserializable(NotRetryable):
     """A value has no JSON form."""
+
+
+class OutputInvalid(Unserializable):
+    """What a component gave cannot be remembered as it is."""
 
 
 class InputInvalid(ValueError):
@@ -154,6 +159,26 @@ class Signature:
         except (PydanticSerializationError, ValueError, RecursionError):
             return None
 
+    def canonical(self, arguments: dict[str, Any], data: bytes | None) -> bytes | None:
+        """Return what identifies `arguments`, given what `dump_input` made of them.
+
+        It is that, but for sets: their order is another in every process. The order of a dictionary is its own.
+        """
+        if data is None or not self._may_hold_sets:
+            return data
+        if not any(type(value) not in PLAIN and holds_set(value) for value in arguments.values()):
+            return data
+        try:
+            return _any_serializer().to_json(sets_sorted(arguments), warnings="none")
+        except (PydanticSerializationError, ValueError, RecursionError):
+            return data
+
+    @cached_property
+    def _may_hold_sets(self) -> bool:
+        """Whether the annotations leave room for a set."""
+        hints = self._known_hints
+        return any(_may_be_set(hints.get(name, Any)) for name in self.parameters)
+
     @cached_property
     def _input_serializer(self) -> SchemaSerializer:
         hints = self._known_hints
@@ -192,7 +217,7 @@ class Signature:
         """Return a result as JSON.
 
         Raises:
-            Unserializable: It has no JSON form.
+            OutputInvalid: It has no JSON form.
         """
         return self._dump(self._output_serializer, value, "returned")
 
@@ -200,15 +225,55 @@ class Signature:
         """Return one item of a stream as JSON.
 
         Raises:
-            Unserializable: It has no JSON form.
+            OutputInvalid: It has no JSON form.
         """
         return self._dump(self._item_serializer, value, "yielded")
+
+    def check_output(self, value: Any, data: bytes) -> None:
+        """Make sure that a later attempt, which has but `data`, gets what the caller gets now.
+
+        Raises:
+            OutputInvalid: It would get something else.
+        """
+        if type(value) in self._plain_outputs:
+            return
+        self._check(self._output_adapter, self.gives, value, data, "result")
+
+    def check_item(self, value: Any, data: bytes) -> None:
+        """`check_output` for one item of a stream.
+
+        Raises:
+            OutputInvalid: A later attempt would get something else.
+        """
+        self._check(self._item_adapter, self.item, value, data, "items")
+
+    def _check(self, adapter: TypeAdapter[Any], hint: Any, value: Any, data: bytes, what: str) -> None:
+        loose = hint is NO_HINT or hint is Any or hint is object
+        try:
+            if alike(from_json(data) if loose else adapter.validator.validate_json(data), value, exact=loose):
+                return
+            why = "would come back as something else"
+        except (ValueError, RecursionError) as error:
+            why = f"could not be read back: {error}"
+        told = "has no annotation of the type" if loose else f"is annotated as {hint}"
+        raise OutputInvalid(
+            f"{self.name} gave a {type(value).__name__} that {why} when the run goes on after a crash: its {what} "
+            f"{told}. Annotate the {what} of {self.name} with the type, or give what JSON can say"
+        )
+
+    @cached_property
+    def _plain_outputs(self) -> frozenset[type]:
+        """Types of results that need no check."""
+        gives = type(None) if self.gives is None else self.gives
+        if gives in (NO_HINT, Any, object):
+            return PLAIN
+        return frozenset((gives,)) if gives in PLAIN else frozenset()
 
     def _dump(self, serializer: SchemaSerializer, value: Any, verb: str) -> bytes:
         try:
             return serializer.to_json(value, warnings="none")
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise Unserializable(
+            raise OutputInvalid(
                 f"{self.name} {verb} a {type(value).__name__} that has no JSON form: {error}"
             ) from error
 
@@ -228,10 +293,21 @@ class Signature:
         """
         return self._output_adapter.validate_json(data)
 
+    def load_item(self, data: bytes) -> Any:
+        """Return an item of a stream from its JSON, in the annotated type.
+
+        Raises:
+            ValueError: It is not one.
+        """
+        return self._item_adapter.validate_json(data)
+
     @cached_property
     def _output_adapter(self) -> TypeAdapter[Any]:
-        hint = Any if self.gives is NO_HINT else self.gives
-        return TypeAdapter(_alias(hint), config=_LENIENT)
+        return _lenient_adapter(self.gives)
+
+    @cached_property
+    def _item_adapter(self) -> TypeAdapter[Any]:
+        return _lenient_adapter(self.item)
 
     # The public face of a workflow
 
@@ -360,6 +436,21 @@ def _lenient_serializer(hint: Any) -> SchemaSerializer:
         return _serializer(Any if hint is NO_HINT else hint)
     except (PydanticUserError, TypeError):
         return _serializer(Any)
+
+
+def _lenient_adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(_alias(Any if hint in (NO_HINT, object) else hint), config=_LENIENT)
+    except (PydanticUserError, TypeError):
+        return TypeAdapter(_alias(Any), config=_LENIENT)
+
+
+def _may_be_set(hint: Any) -> bool:
+    if hint in (str, int, float, bool, bytes, None, type(None)):
+        return False
+    if get_origin(hint) in (list, tuple, dict):
+        return any(_may_be_set(argument) for argument in get_args(hint) if argument is not ...)
+    return True
 
 
 def _is_method(fn: Callable[..., Any], parameters: Mapping[str, Any]) -> bool:

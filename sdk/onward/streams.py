@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -22,13 +23,18 @@ from onward.calls import (
     deltas,
     fail,
     record_retry,
+    recorded_items,
     run,
+    tried,
     try_timeout,
+    working,
 )
+from onward.failure import component_error
 from onward.instance import Instance, Scope, leave
+from onward.past import DELTAS, ITEMS
 from onward.retry import sleep
-from onward.signature import Unserializable
 from onward.text import well_formed
+from onward.v1.run_pb2 import Payload
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +127,15 @@ class Flow:
         self._this: Instance | None = None
         """The try that runs."""
         self._scope: Scope = {}
-        self._number = 0
+        self._number = 1
         self._began = 0.0
+        self._begun = False
+        self._again: deque[tuple[int, Any]] = deque()
+        """Items that an earlier attempt had given, each with its offset."""
+        self._skip = 0
+        """How many of the generator's items were given so; of a text, how many characters."""
+        self._remembered = False
+        """An earlier attempt had read it to its end."""
         self._left_s = 0.0
         self._reached = False
         """An item reached the caller: from here on the caller's code decides what a retry means."""
@@ -140,11 +153,20 @@ class Flow:
         if self.ended:
             raise StopAsyncIteration
         try:
-            if self._generator is None:
+            if not self._begun:
                 await self._begin()
+            if self._again:
+                return await self._give_again()
+            if self._remembered:
+                await self._end_again()
+                raise StopAsyncIteration
+            if self._generator is None:
+                await self._go_on()
             while True:
                 try:
                     item = await self._next()
+                    if self._skip and (item := self._unseen(item)) is None:
+                        continue
                     await self._show(item)
                 except StopAsyncIteration:
                     break
@@ -162,20 +184,78 @@ class Flow:
     async def _begin(self) -> None:
         instance = self.call.instance
         if instance is not None:
-            await begin(self.call, instance)
+            self._remembered = await begin(self.call, instance, gives_again=True)
+            record = instance.record
+            if record is not None and (self._remembered or record.items_are_used):
+                self._again.extend(await recorded_items(self.call, instance))
             assert instance.parent is not None
             if instance.parent.flows is None:
                 instance.parent.flows = set()
             instance.parent.flows.add(self)
-        self._began = time.monotonic()
+        self._begun = True
+        self._number, self._began = tried(instance)
+        if not self._again and not self._remembered:
+            self._open()
+
+    async def _give_again(self) -> Any:
+        """Return an item that an earlier attempt had given, in its turn."""
+        instance = self.call.instance
+        assert instance is not None
+        offset, item = self._again[0]
+        await self._turn(offset)
+        self._again.popleft()
+        self._reached = True
+        self._items.check(item)
+        if not self._remembered:
+            assert instance.record is not None
+            instance.record.trail.match()
+            self._skip += len(item) if self._items.is_text else 1
+            self._keep(item)
+        return item
+
+    async def _end_again(self) -> None:
+        """End as it had ended.
+
+        Raises:
+            ComponentError: It had failed.
+        """
+        instance = self.call.instance
+        assert instance is not None
+        record = instance.record
+        assert record is not None
+        await self._turn(record.finished_offset)
+        self._end()
+        if record.error is not None:
+            raise component_error(self.call.name, record.error)
+
+    async def _go_on(self) -> None:
+        """Begin the generator after what an earlier attempt had given. It is not asked to give that again."""
+        instance = self.call.instance
+        assert instance is not None
+        assert instance.record is not None
+        if instance.record.outcome:
+            # It had been left here. Likely it is left again, and does not run at all.
+            await self._turn(instance.record.finished_offset)
+        is_text = self._items.is_text
         self._open()
+        self._items.is_text = is_text
+
+    async def _turn(self, offset: int) -> None:
+        assert self.call.instance is not None
+        await self.call.instance.journal.turns.turn(offset, yields=True)
+
+    def _unseen(self, item: Any) -> Any:
+        """Return what of an item was not given before; None where all of it was."""
+        self._items.check(item)
+        given = min(self._skip, len(item) if self._items.is_text else 1)
+        self._skip -= given
+        return (item[given:] or None) if self._items.is_text else None
 
     def _open(self) -> None:
         """Begin the next try."""
-        self._number += 1
         self._left_s = self.call.policy.timeout_s or 0.0
         if self.call.instance is not None:
-            self._this, self._scope = self.call.instance.new_try()
+            self._this, self._scope = self.call.instance.new_try(self._number)
         self._items = Items(self.call.signature)
         self._generator = self.call.signature.fn(*self.call.args, **self.call.kwargs)
 
@@ -187,11 +267,11 @@ class Flow:
         try:
             timeout_s = self.call.policy.timeout_s
             if timeout_s is None:
-                return await anext(self._generator)
+                return await self._anext()
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self._left_s) as limit:
-                    return await anext(self._generator)
+                    return await self._anext()
             except TimeoutError:
                 if limit.expired():
                     raise try_timeout(timeout_s) from None
@@ -203,20 +283,41 @@ class Flow:
             if token is not None:
                 leave(token)
 
+    async def _anext(self) -> Any:
+        assert self._generator is not None
+        if self._this is None or self._this.journal.replay is None:
+            return await anext(self._generator)
+        with working(self._this):
+            return await anext(self._generator)
+
     async def _show(self, item: Any) -> None:
         self._items.check(item)
         this = self._this
         if this is None:
             return
+        if self._items.is_text is not True:
+            self.call.signature.check_item(item, self.call.signature.dump_item(item))
         if this.voice:
-            await this.journal.append(*await deltas(self.call, this, self._items, item))
-        if not self.call.policy.private:
-            is_text = self._items.is_text is True
-            try:
-                data = to_json(well_formed(item)) if is_text else self.call.signature.dump_item(item)
-            except Unserializable:
-                data = b"null"
-            self._seen.add(data, is_text=is_text)
+            offset = await this.journal.append(*await deltas(self.call, this, self._items, item))
+            await this.journal.turns.turn(offset)
+        self._keep(item)
+
+    def _keep(self, item: Any) -> None:
+        """Keep what readers see of it, and what a later attempt needs that the log does not hold."""
+        is_text = self._items.is_text is True
+        data = to_json(well_formed(item)) if is_text else self.call.signature.dump_item(item)
+        assert self.call.instance is not None
+        self._seen.add(data, is_text=is_text, keep=not self.call.instance.voice)
+
+    async def _memo(self) -> Payload:
+        """Return what gives a later attempt the items again."""
+        instance = self.call.instance
+        assert instance is not None
+        if instance.voice:
+            return Payload(media_type=DELTAS)
+        memo = await instance.journal.stored(b"[%b]" % b",".join(self._seen.items))
+        memo.media_type = ITEMS
+        return memo
 
     async def _failed(self, error: BaseException) -> None:
         """Begin another try where the policy allows one, else end with the error."""
@@ -230,10 +331,12 @@ class Flow:
             self._end()
             if instance is None:
                 raise error
-            await fail(self.call, instance, error)
+            await fail(self.call, instance, error, await self._memo() if self._reached else None)
         if instance is not None:
             record_retry(instance, self._scope, self._number, error, delay_s)
         await sleep.get()(delay_s)
+        self._number += 1
+        self._seen = Seen()
         self._open()
 
     async def _succeeded(self) -> None:
@@ -243,7 +346,7 @@ class Flow:
         if instance is not None:
             private = self.call.policy.private
             output = None if private else self._seen.payload(is_text=self._items.is_text is not False)
-            await instance.journal.finished(instance, output)
+            await instance.journal.finished(instance, output, await self._memo())
 
     async def _stop_try(self) -> None:
         """Let the generator clean up; it may have been left between two items."""
@@ -282,7 +385,7 @@ class Flow:
         finally:
             self._end()
             instance = self.call.instance
-            if instance is not None and self._generator is not None:
+            if instance is not None and self._begun and not self._remembered:
                 instance.journal.cancelled(instance)
 
     def close_soon(self) -> None:

@@ -5,7 +5,8 @@
         assert result.output.sections == 3
         assert result.statuses[0] == "Outlining"
 
-The input and the result travel as JSON, as they do in production. Nobody waits between tries.
+The input and the result travel as JSON, as they do in production. Nobody waits between tries. And when a run has ended
+its log is replayed once, as after a crash at the very end: code that depends on time or chance shows here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from onward.engine import Attempt
 from onward.errors import RunFailed
+from onward.journal import NON_DETERMINISTIC
 from onward.memory import MemoryLog, MemoryRun
 from onward.retry import sleep
-from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_STARTED, Event
-from onward.v1.run_pb2 import Payload, Run, RunError, RunState
+from onward.v1.event_pb2 import (
+    ATTEMPT_CAUSE_EXECUTOR_LOST,
+    ATTEMPT_CAUSE_STARTED,
+    OUTCOME_CANCELLED,
+    Event,
+    RunStateChanged,
+)
+from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, Payload, Run, RunError, RunState
 from onward.views import View, fold
 from onward.workflows import Workflow
 
@@ -29,6 +37,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _crashes: ContextVar[tuple[int, ...]] = ContextVar("onward_testing_crashes", default=())
+
+
+_replays: ContextVar[bool] = ContextVar("onward_testing_replays", default=True)
+
+
+class NotRepeatable(AssertionError):
+    """A workflow that was replayed after its end did not do what it had done: it depends on time, chance or state."""
 
 
 class Result(Generic[T]):
@@ -79,9 +94,10 @@ class Result(Generic[T]):
 
 
 async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
-    """Run `workflow` with these arguments to its end.
+    """Run `workflow` with these arguments to its end, and replay it, but in a `no_replay` block.
 
     Raises:
+        NotRepeatable: The replay went another way.
         TypeError: The workflow does not take them, or they have no JSON form.
     """
     signature = workflow.signature
@@ -95,7 +111,59 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
             await _attempt(workflow, data, memory, memory.begin(dies_after=dies_after))
             if memory.ended:
                 break
+        if _replays.get() and memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
+            await _replay(workflow, data, memory)
     return Result(workflow, memory)
+
+
+@contextmanager
+def no_replay(off: bool = True) -> Iterator[None]:
+    """Do not replay the runs in the block: their code changes something outside that a test counts."""
+    token = _replays.set(not off)
+    try:
+        yield
+    finally:
+        _replays.reset(token)
+
+
+async def _replay(workflow: Workflow[..., Any, Any], data: bytes, ended: MemoryRun) -> None:
+    """Run it once more on its own log, without its end: nothing is to be run or shown again."""
+    memory = ended.reopened()
+    offset = memory.last_offset + 1
+    await _attempt(workflow, data, memory, memory.begin())
+    before, after = ended.events[-1].run_state_changed, memory.events[-1].run_state_changed
+    if after.error.reason == NON_DETERMINISTIC:
+        raise NotRepeatable(after.error.message)
+    finished = {
+        event.component_id: event.component_finished.outcome
+        for event in ended.events
+        if event.HasField("component_finished")
+    }
+    for event in memory.events[offset:]:
+        name = ""
+        match event.WhichOneof("kind"):
+            case "component_started":
+                name = event.component_started.name
+                if finished.get(event.component_id) == OUTCOME_CANCELLED:
+                    continue  # What was cancelled runs again.
+                what = f"ran {name}, which it had not called before"
+            case "output_delta" | "status_updated" | "published" | "rollback":
+                if finished.get(event.component_id) == OUTCOME_CANCELLED:
+                    continue
+                what = f"showed something that it had not shown before: {event}"
+            case _:
+                continue
+        raise NotRepeatable(f"{workflow.name}, replayed after its end, {what}")
+    then, now = (_end(run, one) for run, one in ((ended, before), (memory, after)))
+    if then != now:
+        raise NotRepeatable(f"{workflow.name}, replayed after its end, ended another way: {then} then, {now} now")
+
+
+def _end(run: MemoryRun, changed: RunStateChanged) -> str:
+    output, error = changed.output, changed.error
+    if changed.state == RUN_STATE_SUCCEEDED:
+        return (run.blobs[output.blob_uri] if output.blob_uri else output.data).decode()
+    return f"{error.reason} {error.type}: {error.message}"
 
 
 @contextmanager

@@ -367,10 +367,11 @@ class View:
             self._children[started.parent_id].append(component.id)
         component.name = started.name
         component.parent_id = started.parent_id
-        component.state = "running"
-        if not component.retrying:
+        # Where a lost attempt had left it running, or between two tries, its tries are counted on.
+        if not component.tries or (component.state != "running" and not component.retrying):
             component.tries = 1
             component.error = None
+        component.state = "running"
         component.retrying = False
         component.started_time = _time(event.create_time)
         component.finished_time = None

@@ -199,11 +199,11 @@ def test_a_failed_try_is_shown_until_the_next_one_ends() -> None:
     assert view.children() == [a]
 
 
-def test_a_later_attempt_counts_tries_anew() -> None:
-    """A try is one go inside an attempt."""
+def test_a_later_attempt_counts_tries_on() -> None:
+    """A crash gives no new tries."""
     failed = Event(component_id="a", component_retrying=ComponentRetrying(try_number=3))
     view = fold(log(attempt(1), started("a"), failed, started("a"), attempt(2), started("a")))
-    assert view.components["a"].tries == 1
+    assert view.components["a"].tries == 4
 
 
 def test_an_error_and_a_cancellation_are_told_apart() -> None:

@@ -1,0 +1,102 @@
+"""Whose turn it is: what callers wait for reaches them one after the other, in the order of the log.
+
+Code that takes the first of several results goes by what it has seen when it looks. That has to be the same in every
+attempt, and the log does not tell how long after one result the next one came. So the next is given when the one before
+has had its effect: when the event loop has come to rest. It is so the first time as on replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+SETTLE_TURNS = 8
+"""After so many turns of the event loop what was given has had its effect, also where the loop never rests."""
+
+_NOTHING: deque[object] = deque()
+
+
+class Turns:
+    """The order in which one attempt gives its code what it waits for.
+
+    Args:
+        blocked: Tells whether what stands at an offset has to wait for something that has not come yet. `look` asks
+            again.
+    """
+
+    def __init__(self, blocked: Callable[[int], bool] | None = None) -> None:
+        self._blocked = blocked
+        self._loop = asyncio.get_running_loop()
+        self._ready = getattr(self._loop, "_ready", None)
+        """What the loop has to do now. asyncio's own loop alone has it; with others turns are counted."""
+        self._pending: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+        self._left = 0
+        """Turns until what was given last has had its effect."""
+        self._last: asyncio.Task[Any] | None = None
+        """Who was given something last. What that one does with it has had its effect when it asks again."""
+        self._scheduled = False
+
+    @property
+    def first(self) -> int:
+        """The offset that is waited for and comes first; 0 where nobody waits."""
+        while self._pending and self._pending[0][2].done():
+            heappop(self._pending)  # Whoever waited was cancelled.
+        return self._pending[0][0] if self._pending else 0
+
+    async def turn(self, offset: int, *, yields: bool = False) -> None:
+        """Wait until it is the turn of what stands at `offset`.
+
+        Args:
+            offset: Its place in the log.
+            yields: Let the event loop have a turn in any case: much that is there already comes in a row.
+        """
+        if not yields and self.at_once(offset):
+            return
+        future = self._loop.create_future()
+        heappush(self._pending, (offset, next(self._numbers), future))
+        self.look()
+        await future
+        self._last = asyncio.current_task()
+
+    def at_once(self, offset: int) -> bool:
+        """Tell whether it is the turn of what stands at `offset` already, and if so take it."""
+        task = asyncio.current_task()
+        if self._pending or (self._left and task is not self._last):
+            return False
+        if self._blocked is not None and self._blocked(offset):
+            return False
+        self._last = task
+        self._left = SETTLE_TURNS
+        if not self._scheduled:
+            self.look()
+        return True
+
+    def look(self) -> None:
+        """See whether somebody's turn has come."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _given(self, task: asyncio.Task[Any] | None) -> None:
+        self._last = task
+        self._left = SETTLE_TURNS
+        self.look()
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        if self._left and self._ready != _NOTHING:
+            self._left -= 1
+            self.look()
+            return
+        self._left = 0
+        self._last = None
+        offset = self.first
+        if offset and not (self._blocked is not None and self._blocked(offset)):
+            future = heappop(self._pending)[2]
+            future.set_result(None)
+            self._given(None)
