@@ -146,7 +146,7 @@ async def all_keys(store: Store) -> list[str]:
     return sorted(key.decode() for key in await store.command("KEYS", "*") if key.decode() != keys.STORE)
 
 
-async def eventually(check: Callable[[], Awaitable[bool]], *, within_s: float = 5.0) -> None:
+async def eventually(check: Callable[[], Awaitable[bool]], *, within_s: float = 15.0) -> None:
     """Return when `check` answers yes; fail when it has not for so long."""
     async with asyncio.timeout(within_s):
         while not await check():  # noqa: ASYNC110 - what the store's clock brings about tells nobody

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from onward import Client
@@ -126,10 +126,3 @@ async def running_suite(
             yield suite
         finally:
             await suite.stop()
-
-
-async def eventually(check: Callable[[], Awaitable[bool]], *, within_s: float = 15.0) -> None:
-    """Ask again until `check` says yes; fail after `within_s` seconds. For what tells nobody when it happens."""
-    async with asyncio.timeout(within_s):
-        while not await check():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.02)

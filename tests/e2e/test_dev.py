@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.e2e.developing import Dev, begun, developing, gone, listens, processes
-from tests.e2e.suite import eventually
+from tests.runlog import eventually
 
 from onward import Client
 from onward.client import RunHandle

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.e2e.suite import Suite, eventually, running_suite
+from tests.e2e.suite import Suite, running_suite
+from tests.runlog import eventually
 
 from onward import WrongState, fold
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_HANDED_OVER, Event
