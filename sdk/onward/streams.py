@@ -134,6 +134,8 @@ class Flow:
         """Items that an earlier attempt had given, each with its offset."""
         self._skip = 0
         """How many of the generator's items were given so; of a text, how many characters."""
+        self._skip_blank = 0
+        """How many items without any text were given after the last that had some."""
         self._remembered = False
         """An earlier attempt had read it to its end."""
         self._left_s = 0.0
@@ -165,7 +167,7 @@ class Flow:
             while True:
                 try:
                     item = await self._next()
-                    if self._skip and (item := self._unseen(item)) is None:
+                    if (self._skip or self._skip_blank) and (item := self._unseen(item)) is None:
                         continue
                     await self._show(item)
                 except StopAsyncIteration:
@@ -209,7 +211,13 @@ class Flow:
         if not self._remembered:
             assert instance.record is not None
             instance.record.trail.match()
-            self._skip += len(item) if self._items.is_text else 1
+            if not self._items.is_text:
+                self._skip += 1
+            elif item:
+                self._skip += len(item)
+                self._skip_blank = 0
+            else:
+                self._skip_blank += 1
             self._keep(item)
         return item
 
@@ -247,9 +255,17 @@ class Flow:
     def _unseen(self, item: Any) -> Any:
         """Return what of an item was not given before; None where all of it was."""
         self._items.check(item)
-        given = min(self._skip, len(item) if self._items.is_text else 1)
+        if not self._items.is_text:
+            self._skip -= 1
+            return None
+        if not item:
+            self._skip_blank -= not self._skip
+            return None
+        given = min(self._skip, len(item))
         self._skip -= given
-        return (item[given:] or None) if self._items.is_text else None
+        if given < len(item):
+            self._skip_blank = 0
+        return item[given:] or None
 
     def _open(self) -> None:
         """Begin the next try."""
