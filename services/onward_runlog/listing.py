@@ -111,11 +111,12 @@ class Listing:
         choices = wanted.indexes()
         smallest = await self._smallest(wanted.namespace, choices)
         others = [choice for choice in choices if choice is not smallest]
-        merge = _Merge(self._store, wanted.namespace, smallest, place, size)
+        at_once = max(size, EXAMINED_AT_ONCE) if others else size
+        merge = _Merge(self._store, wanted.namespace, smallest, place, at_once)
         runs: list[Run] = []
         examined, more = 0, True
         while more and len(runs) < size and examined < EXAMINED_MAX:
-            entries = await merge.take(max(size, EXAMINED_AT_ONCE) if others else size)
+            entries = await merge.take(at_once)
             more = bool(entries)
             # Records are read only of runs that stand in every index: asking the indexes is cheap.
             standing = await self._standing(wanted.namespace, entries, others)
