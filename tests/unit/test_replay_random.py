@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from onward import ComponentError, View, component, fold, publish, status, testing, workflow
@@ -187,6 +187,7 @@ def crashes(gaps: list[int]) -> list[int]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scripts, st.booleans(), gaps_between_crashes)
+@example([["read", [["stream", []]]]], False, [8, 8, 9])  # a piece without text, given again
 def test_a_crash_changes_nothing(steps: list[Any], speaks: bool, gaps: list[int]) -> None:
     """fold(raw) = fold(settled) = fold of the undisturbed run, wherever its executors die; the result is the same."""
 
