@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Protocol
 
 from onward.log import (
     EVENT_BYTES_MAX,
@@ -33,6 +34,18 @@ EVENTS_MAX = 1_000_000
 BYTES_MAX = 256 * 1024 * 1024
 
 TERMINAL = frozenset((RUN_STATE_SUCCEEDED, RUN_STATE_FAILED, RUN_STATE_CANCELLED))
+
+
+class Place(Protocol):
+    """Where an executor dies."""
+
+    @property
+    def before(self) -> bool:
+        """Whether it does so before it writes the event there, and not after it."""
+
+    @property
+    def look(self) -> Callable[[], Callable[[Event], bool]]:
+        """Makes what is shown an attempt's events, one after the other, and tells whether this is the place."""
 
 
 class MemoryRun:
@@ -74,12 +87,13 @@ class MemoryRun:
         """Whether nobody is to take it up again by itself: it is terminal or PAUSED."""
         return self.state in TERMINAL or self.state == RUN_STATE_PAUSED
 
-    def begin(self, *, dies_after: int = 0) -> MemoryLog:
+    def begin(self, *, dies_after: int = 0, dies: Place | None = None) -> MemoryLog:
         """Hand the run to a new attempt and return its log. Every earlier attempt is fenced.
 
         Args:
             dies_after: The offset after which nothing of this attempt arrives any more, as if its executor had died; 0
                 is never.
+            dies: Where it does so, told by what it writes.
 
         Raises:
             LogClosed: The run has ended.
@@ -89,7 +103,7 @@ class MemoryRun:
         self.attempt += 1
         self.state = RUN_STATE_RUNNING
         self.held = True
-        return MemoryLog(self, self.attempt, dies_after)
+        return MemoryLog(self, self.attempt, dies_after, dies)
 
     def reopened(self) -> MemoryRun:
         """Return a copy of the run as it was before its last event, held by nobody."""
@@ -146,10 +160,12 @@ class MemoryRun:
 class MemoryLog:
     """`onward.log.AttemptLog` on a `MemoryRun`."""
 
-    def __init__(self, run: MemoryRun, attempt: int, dies_after: int = 0) -> None:
+    def __init__(self, run: MemoryRun, attempt: int, dies_after: int = 0, dies: Place | None = None) -> None:
         self.run = run
         self.attempt = attempt
         self._dies_after = dies_after
+        self._is_place = None if dies is None else dies.look()
+        self._dies_before = dies is not None and dies.before
         self._unsent: deque[tuple[bytes, Mapping[str, bytes] | None]] = deque()
         """Events, each with the memo that belongs to it; no bytes where a memo stands alone."""
         self._unsent_bytes = 0
@@ -184,6 +200,8 @@ class MemoryLog:
         await self.run.online.wait()
         self._send()
         if not (state == RUN_STATE_PAUSED and isinstance(self._refusal, LogFull)):
+            if self._dies_before and self._is_here(data):
+                self.run.lose()
             self._raise()
             if state != RUN_STATE_PAUSED and self.run.full(len(data)):
                 raise LogFull("the log is at its limit")
@@ -216,8 +234,10 @@ class MemoryLog:
     def _send(self) -> None:
         run = self.run
         while self._unsent and self._refusal is None:
-            self._refusal = run.refusal(self.attempt)
             data, memo = self._unsent[0]
+            if data and self._dies_before and self._is_here(data):
+                run.lose()
+            self._refusal = run.refusal(self.attempt)
             if self._refusal is None and data and run.full(len(data)):
                 self._refusal = LogFull("the log is at its limit")
             if self._refusal is None:
@@ -225,11 +245,19 @@ class MemoryLog:
                 if data:
                     run.write(data, attempt=self.attempt)
                 run.memo.update(memo or {})
-                if data and run.last_offset == self._dies_after:
+                if data and (run.last_offset == self._dies_after or (not self._dies_before and self._is_here(data))):
                     run.lose()
         if self._refusal is not None:
             self._unsent.clear()
         self._unsent_bytes = sum(len(data) for data, _ in self._unsent)
+
+    def _is_here(self, data: bytes) -> bool:
+        """Tell whether the event is the one at which the executor dies."""
+        if self._is_place is None:
+            return False
+        event = Event.FromString(data)
+        event.offset = self.run.last_offset
+        return self._is_place(event)
 
     def _raise(self) -> None:
         refusal = self._refusal or self.run.refusal(self.attempt)

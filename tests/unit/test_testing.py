@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from onward import RunFailed, component, status, testing, workflow
-from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST
+from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, Event
 
 
 @component
@@ -67,3 +69,69 @@ async def test_an_input_that_is_no_json_is_refused() -> None:
 
     with pytest.raises(TypeError, match="no JSON form"):
         await testing.run(takes, object())
+
+
+@component
+async def tell(name: str) -> AsyncIterator[str]:
+    for word in ("Once ", "upon ", "a ", "time"):
+        yield word
+
+
+@workflow
+async def tale(name: str) -> str:
+    first = await greet(name)
+    second = await greet(name)
+    return first + second + await tell(name)
+
+
+def lost_after(result: testing.Result[str]) -> list[Event]:
+    """Return the event before each attempt but the first."""
+    begun = [event.offset for event in result.events if event.HasField("attempt_started")]
+    return [result.events[offset - 2] for offset in begun[1:]]
+
+
+@pytest.mark.parametrize(
+    ("point", "kind"),
+    [
+        (testing.after_start(greet), "component_started"),
+        (testing.after_start("greet", 2), "component_started"),
+        (testing.after_finish(greet, 2), "component_finished"),
+        (testing.after_text("upon a"), "output_delta"),
+        (testing.after_text("ce up", of=tell), "output_delta"),
+        (testing.before_end(), "component_finished"),
+    ],
+    ids=str,
+)
+async def test_a_run_crashes_where_the_log_says(point: testing.Point, kind: str) -> None:
+    """At the named place and nowhere else, and nobody sees it."""
+    calm = await testing.run(tale, "Ada")
+    with testing.crash(point):
+        result = await testing.run(tale, "Ada")
+    assert result.attempts == 2
+    [last] = lost_after(result)
+    assert last.WhichOneof("kind") == kind
+    if point.name.endswith("2 of greet"):
+        count = sum(event.HasField(kind) for event in result.events[: last.offset])
+        assert count == 2
+    if kind == "output_delta":
+        assert last.output_delta.text == ("a " if "upon a" in str(point) else "upon ")
+    assert result.output == calm.output
+    assert result.statuses == calm.statuses
+
+
+async def test_points_follow_each_other() -> None:
+    """Each attempt dies at its own, counted from its own beginning."""
+    point = testing.after_start(tell)
+    with testing.crash(point, point, testing.before_end(), testing.before_end()):
+        result = await testing.run(tale, "Ada")
+    assert result.attempts == 5
+    kinds = [event.WhichOneof("kind") for event in lost_after(result)]
+    assert kinds[:2] == ["component_started"] * 2
+    assert result.output == "Hello, Ada!Hello, Ada!Once upon a time"
+
+
+async def test_a_point_that_is_not_reached_is_told() -> None:
+    """A test that crashes nowhere shows nothing."""
+    for point in (testing.after_start("gret"), testing.after_text("never"), testing.after_finish(greet, 3)):
+        with testing.crash(point), pytest.raises(testing.PointNotReached, match=str(point)):
+            await testing.run(tale, "Ada")

@@ -1,13 +1,4 @@
-"""Run workflows in a test, in process and without infrastructure, and look at what their users would have seen.
-
-    async def test_the_blog_has_a_section_for_each_title() -> None:
-        result = await testing.run(blog_post, "tea")
-        assert result.output.sections == 3
-        assert result.statuses[0] == "Outlining"
-
-The input and the result travel as JSON, as they do in production. Nobody waits between tries. And when a run has ended
-its log is replayed once, as after a crash at the very end: code that depends on time or chance shows here.
-"""
+"""Runs in process: a workflow and its log, its crashes and its replay."""
 
 from __future__ import annotations
 
@@ -22,6 +13,7 @@ from onward.errors import RunFailed
 from onward.journal import NON_DETERMINISTIC
 from onward.memory import MemoryLog, MemoryRun
 from onward.retry import sleep
+from onward.testing.points import Point, PointNotReached, after_offset
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_EXECUTOR_LOST,
     ATTEMPT_CAUSE_STARTED,
@@ -36,9 +28,7 @@ from onward.workflows import Workflow
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_crashes: ContextVar[tuple[int, ...]] = ContextVar("onward_testing_crashes", default=())
-
-
+_crashes: ContextVar[tuple[Point | int, ...]] = ContextVar("onward_testing_crashes", default=())
 _replays: ContextVar[bool] = ContextVar("onward_testing_replays", default=True)
 
 
@@ -66,7 +56,7 @@ class Result(Generic[T]):
     @property
     def state(self) -> str:
         """How it ended: "SUCCEEDED", "FAILED", "CANCELLED" or "PAUSED"."""
-        return RunState.Name(self._end.state).removeprefix("RUN_STATE_")
+        return state_name(self._end.state)
 
     @property
     def output(self) -> T:
@@ -105,12 +95,16 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
     if data is None:
         raise TypeError(f"the input of {workflow.name} has no JSON form")
     memory = MemoryRun()
-    crashes = _crashes.get()
     with no_backoff():
-        for dies_after in (*crashes, 0):
-            await _attempt(workflow, data, memory, memory.begin(dies_after=dies_after))
+        for point in (*_crashes.get(), None):
+            place = after_offset(point) if isinstance(point, int) else point
+            await _attempt(workflow, data, memory, memory.begin(dies=place))
             if memory.ended:
                 break
+        if memory.ended and isinstance(point, Point):
+            raise PointNotReached(
+                f"{workflow.name} ended, {state_name(memory.state)}, and did not come by the point {point}"
+            )
         if _replays.get() and memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
             await _replay(workflow, data, memory)
     return Result(workflow, memory)
@@ -159,6 +153,11 @@ async def _replay(workflow: Workflow[..., Any, Any], data: bytes, ended: MemoryR
         raise NotRepeatable(f"{workflow.name}, replayed after its end, ended another way: {then} then, {now} now")
 
 
+def state_name(state: RunState.ValueType) -> str:
+    """Return a state without its prefix, e.g. "FAILED"."""
+    return RunState.Name(state).removeprefix("RUN_STATE_")
+
+
 def _end(run: MemoryRun, changed: RunStateChanged) -> str:
     output, error = changed.output, changed.error
     if changed.state == RUN_STATE_SUCCEEDED:
@@ -167,13 +166,18 @@ def _end(run: MemoryRun, changed: RunStateChanged) -> str:
 
 
 @contextmanager
-def crash(*after_offsets: int) -> Iterator[None]:
-    """Let every run in the block lose its executor right after these offsets of its log, and go on in another attempt.
+def crash(*points: Point | int) -> Iterator[None]:
+    """Let every run in the block lose its executor at these points, one after the other, and go on in a new attempt.
+
+        with testing.crash(testing.after_start(section, 2), testing.after_text("Once upon"), testing.before_end()):
+            result = await testing.run(blog_post, "tea")
 
     Args:
-        after_offsets: One for each attempt that dies, rising.
+        points: One for each attempt that dies: `after_start`, `after_finish`, `after_text`, `before_end`, or an offset
+            of the log, after which it dies; offsets rise. A run that ends before an offset does not crash there; one
+            that does not come by another point raises PointNotReached.
     """
-    token = _crashes.set(after_offsets)
+    token = _crashes.set(points)
     try:
         yield
     finally:

@@ -1,0 +1,45 @@
+"""Run workflows in a test, in process and without infrastructure, and look at what their users would have seen.
+
+    async def test_the_blog_has_a_section_for_each_title() -> None:
+        result = await testing.run(blog_post, "tea")
+        assert result.output.sections == 3
+        assert result.statuses[0] == "Outlining"
+
+    async def test_nobody_notices_a_crash_in_mid_sentence() -> None:
+        with testing.crash(testing.after_text("Once upon"), testing.before_end()):
+            result = await testing.run(blog_post, "tea")
+        assert result.view.text.count("Once upon") == 1
+
+The input and the result travel as JSON, as they do in production. Nobody waits between tries. And when a run has ended
+its log is replayed once, as after a crash at the very end: code that depends on time or chance shows here.
+"""
+
+from __future__ import annotations
+
+from onward.testing.points import Point as Point
+from onward.testing.points import PointNotReached as PointNotReached
+from onward.testing.points import after_finish as after_finish
+from onward.testing.points import after_start as after_start
+from onward.testing.points import after_text as after_text
+from onward.testing.points import before_end as before_end
+from onward.testing.running import NotRepeatable as NotRepeatable
+from onward.testing.running import Result as Result
+from onward.testing.running import crash as crash
+from onward.testing.running import no_backoff as no_backoff
+from onward.testing.running import no_replay as no_replay
+from onward.testing.running import run as run
+
+__all__ = [
+    "NotRepeatable",
+    "Point",
+    "PointNotReached",
+    "Result",
+    "after_finish",
+    "after_start",
+    "after_text",
+    "before_end",
+    "crash",
+    "no_backoff",
+    "no_replay",
+    "run",
+]
