@@ -16,6 +16,12 @@ its log is replayed once, as after a crash at the very end: code that depends on
 
 from __future__ import annotations
 
+from onward.testing.checking import Effect as Effect
+from onward.testing.checking import Finding as Finding
+from onward.testing.checking import Seen as Seen
+from onward.testing.checking import check as check
+from onward.testing.checking import settle as settle
+from onward.testing.checking import shown as shown
 from onward.testing.points import Point as Point
 from onward.testing.points import PointNotReached as PointNotReached
 from onward.testing.points import after_finish as after_finish
@@ -30,16 +36,22 @@ from onward.testing.running import no_replay as no_replay
 from onward.testing.running import run as run
 
 __all__ = [
+    "Effect",
+    "Finding",
     "NotRepeatable",
     "Point",
     "PointNotReached",
     "Result",
+    "Seen",
     "after_finish",
     "after_start",
     "after_text",
     "before_end",
+    "check",
     "crash",
     "no_backoff",
     "no_replay",
     "run",
+    "settle",
+    "shown",
 ]
