@@ -64,13 +64,14 @@ def part(
     end: int | None = None,
     output: bytes = b"",
     error: bytes = b"",
+    usage: str = "",
     memo: dict[str, bytes] | None = None,
 ) -> list[Argument]:
     """One run's part of a call of append."""
     encoded = [event if isinstance(event, bytes) else event.SerializeToString() for event in events]
     flat: list[Argument] = [argument for pair in (memo or {}).items() for argument in pair]
     ending = "" if end is None else str(end)
-    return [ref, attempt, sequence, ending, output, error, len(encoded), *encoded, len(memo or {}), *flat]
+    return [ref, attempt, sequence, ending, output, error, usage, len(encoded), *encoded, len(memo or {}), *flat]
 
 
 async def append_all(

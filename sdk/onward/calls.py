@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 from onward.durations import text
 from onward.failure import component_error, run_error
 from onward.instance import Instance, Scope, leave
-from onward.journal import SEEN_BYTES_MAX, inline, seen
+from onward.journal import SEEN_BYTES_MAX, seen
 from onward.past import DELTAS, ITEMS, NEVER
 from onward.replay import Diverged
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
@@ -81,6 +81,14 @@ class Call:
         self.kwargs = kwargs
         self.arguments = arguments
 
+    def dump_input(self) -> bytes | None:
+        """Return what it is called with as JSON, None where that has no such form."""
+        return self.signature.dump_input(self.arguments)
+
+    def canonical(self, data: bytes | None) -> bytes | None:
+        """Return what identifies it, given what `dump_input` made."""
+        return self.signature.canonical(self.arguments, data)
+
     def error_reason(self, error: BaseException, otherwise: str = "COMPONENT_FAILED") -> str:
         """Return the reason that an error which no further try follows is told with."""
         if isinstance(error, OutputInvalid):
@@ -136,8 +144,8 @@ async def begin(call: Call, instance: Instance, *, gives_again: bool = False) ->
         raise RuntimeError(f"{call.name} was called on another event loop than its run's: call it from an `async def`")
     journal.came_by()
     await journal.room()
-    data = call.signature.dump_input(call.arguments)
-    digest = journal.digest(call.signature.canonical(call.arguments, data))
+    data = call.dump_input()
+    digest = journal.digest(call.canonical(data))
     if journal.replay is not None:
         try:
             record = journal.replay.meet(instance, digest)
@@ -237,7 +245,7 @@ async def succeed(call: Call, instance: Instance, value: Any) -> None:
         await fail(call, instance, error)
     output = None if call.policy.private else seen(data)
     memo = None
-    if output is None or output.WhichOneof("value") is None:
+    if output is None or output.data != data:
         memo = await instance.journal.stored(data)
     await instance.journal.finished(instance, output, memo)
 
@@ -446,4 +454,4 @@ class Seen:
         """Return all of it, as one result."""
         if self._size > SEEN_BYTES_MAX:
             return Payload(size=self._size)
-        return inline(b'"%b"' % b"".join(self._parts) if is_text else b"[%b]" % b",".join(self._parts))
+        return seen(b'"%b"' % b"".join(self._parts) if is_text else b"[%b]" % b",".join(self._parts))

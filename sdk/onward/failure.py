@@ -11,6 +11,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from onward.errors import ComponentError
 from onward.retry import NotRetryable, type_name
+from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
 from onward.v1.run_pb2 import Payload, RunError
 
@@ -36,7 +37,7 @@ def run_error(error: BaseException, reason: str, component_id: str = "") -> RunE
         details = getattr(error, "details", None)
     return RunError(
         reason=reason,
-        message=cut(message, MESSAGE_CHARS_MAX),
+        message=cut(masked(message), MESSAGE_CHARS_MAX),
         type=kind,
         component_id=component_id,
         traceback=_traceback(error),
@@ -98,6 +99,7 @@ def _details(details: Any) -> Payload | None:
         data = to_json(details)
     except (PydanticSerializationError, ValueError, RecursionError):
         return None
+    data = masked_bytes(data)
     return Payload(data=data, size=len(data)) if len(data) <= DETAILS_BYTES_MAX else None
 
 
@@ -105,7 +107,7 @@ def _traceback(error: BaseException) -> str:
     """Return the traceback without the frames that are Onward's own; its end where it is long."""
     made = traceback.TracebackException.from_exception(error, limit=-50)
     _drop_own_frames(made)
-    return well_formed("".join(made.format())[-TRACEBACK_CHARS_MAX:])
+    return well_formed(masked("".join(made.format()))[-TRACEBACK_CHARS_MAX:])
 
 
 def _drop_own_frames(made: traceback.TracebackException) -> None:

@@ -23,6 +23,7 @@ from onward import tracing
 from onward.instance import Instance
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
 from onward.replay import Replay
+from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
 from onward.turns import Turns
 from onward.v1.event_pb2 import (
@@ -32,6 +33,7 @@ from onward.v1.event_pb2 import (
     OUTCOME_ERROR,
     OUTCOME_OK,
     ROLLBACK_CAUSE_ATTEMPT_LOST,
+    Channel,
     ComponentFinished,
     ComponentRetrying,
     ComponentStarted,
@@ -42,7 +44,7 @@ from onward.v1.event_pb2 import (
     RollbackCause,
     StatusUpdated,
 )
-from onward.v1.run_pb2 import Payload, RunError
+from onward.v1.run_pb2 import Payload, RunError, Usage
 
 if TYPE_CHECKING:
     from onward.past import Record
@@ -81,12 +83,19 @@ def inline(data: bytes) -> Payload:
 
 
 def _brief(data: bytes) -> str:
-    return cut(data.decode(errors="replace"), BRIEF_CHARS_MAX)
+    return cut(masked(data.decode(errors="replace")), BRIEF_CHARS_MAX)
 
 
 def seen(data: bytes) -> Payload:
-    """Return what readers see of a value: all of it, or where it is long its size alone."""
-    return inline(data) if len(data) <= SEEN_BYTES_MAX else Payload(size=len(data))
+    """Return what readers see of a value: all of it but the secrets, or where it is long its size alone."""
+    return inline(masked_bytes(data)) if len(data) <= SEEN_BYTES_MAX else Payload(size=len(data))
+
+
+def text_deltas(text: str, channel: Channel.ValueType = CHANNEL_TEXT, part: int = 0) -> Iterator[OutputDelta]:
+    """Yield a piece of text, in several pieces where it is long."""
+    text = well_formed(text)
+    for index in range(0, len(text) or 1, DELTA_CHARS_MAX):
+        yield OutputDelta(channel=channel, part=part, text=text[index : index + DELTA_CHARS_MAX])
 
 
 class NonDeterministic(Exception):
@@ -220,33 +229,39 @@ class Journal:
             started.input_digest = digest
         self.post(Event(create_time=now(), component_id=instance.id, component_started=started))
 
-    async def finished(self, instance: Instance, output: Payload | None, memo: Payload | None = None) -> None:
+    async def finished(
+        self, instance: Instance, output: Payload | None, memo: Payload | None = None, usage: Usage | None = None
+    ) -> None:
         """Commit a result. The caller may have it afterwards.
 
         Args:
             instance: What ended.
             output: What readers see.
             memo: What a later attempt gets, where that differs.
+            usage: What its own model calls used.
 
         Raises:
             CancelledError: The attempt is over.
         """
         if instance.span is not None:
             tracing.end(instance.span)
-        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output))
+        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output, usage=usage))
         if instance.record is not None:
             self.close_trail(instance)
         offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
 
-    async def failed(self, instance: Instance, error: RunError, memo: Payload | None = None) -> None:
+    async def failed(
+        self, instance: Instance, error: RunError, memo: Payload | None = None, usage: Usage | None = None
+    ) -> None:
         """Commit an error. The caller may have it afterwards.
 
         Args:
             instance: What ended.
             error: Why.
             memo: The items that a stream had given before.
+            usage: What its own model calls used.
 
         Raises:
             CancelledError: The attempt is over.
@@ -255,7 +270,7 @@ class Journal:
             tracing.end(instance.span, error)
         if instance.record is not None:
             self.close_trail(instance)
-        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error))
+        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error, usage=usage))
         offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
@@ -267,12 +282,12 @@ class Journal:
             tracing.end(instance.span)
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)))
 
-    def cancelled(self, instance: Instance) -> None:
+    def cancelled(self, instance: Instance, usage: Usage | None = None) -> None:
         if instance.span is not None:
             tracing.end(instance.span, cancelled=True)
         if self.replay is not None and instance.record is not None:
             self.replay.ended(instance.record)
-        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED)))
+        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)))
 
     def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:
         return Event(create_time=now(), component_id=instance.id, component_finished=finished)
@@ -334,9 +349,7 @@ class Journal:
     def text(self, instance: Instance, text: str) -> Iterator[Event]:
         """Return the deltas of a piece of text."""
         if instance.shows():
-            text = well_formed(text)
-            for index in range(0, len(text) or 1, DELTA_CHARS_MAX):
-                delta = OutputDelta(channel=CHANNEL_TEXT, text=text[index : index + DELTA_CHARS_MAX])
+            for delta in text_deltas(text):
                 if instance.record is None or not self._stands(instance, delta):
                     yield Event(create_time=now(), component_id=instance.id, output_delta=delta)
 
@@ -387,10 +400,12 @@ class Journal:
 
     def status(self, instance: Instance, status: StatusUpdated) -> None:
         if instance.shows():
+            status.message = masked(status.message)
             self._say(instance, Event(create_time=now(), component_id=instance.id, status_updated=status))
 
     def published(self, instance: Instance, published: Published) -> None:
         if instance.shows():
+            published.value.CopyFrom(inline(masked_bytes(published.value.data)))
             self._say(instance, Event(create_time=now(), component_id=instance.id, published=published))
 
     # What earlier attempts had shown

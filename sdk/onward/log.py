@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from onward.v1.event_pb2 import Event
+from onward.v1.run_pb2 import Usage
 
 EVENT_BYTES_MAX = 1024 * 1024
 """One event is at most this long, serialized."""
@@ -49,10 +50,27 @@ class EventTooLarge(ValueError):
         self.size = size
 
 
+def usage_of(event: Event) -> Usage | None:
+    """Return what an event adds to the run's usage, None where that is nothing."""
+    if event.HasField("component_finished") and event.component_finished.HasField("usage"):
+        return event.component_finished.usage
+    return None
+
+
+def add_usage(total: Usage, usage: Usage) -> None:
+    """Add `usage` to `total`."""
+    total.input_tokens += usage.input_tokens
+    total.output_tokens += usage.output_tokens
+    total.cached_input_tokens += usage.cached_input_tokens
+    total.cost_usd_micros += usage.cost_usd_micros
+    total.calls += usage.calls
+
+
 class AttemptLog(Protocol):
     """A run's log as the attempt that holds the run sees it. Events are committed in the order of the calls.
 
-    `offset` and `attempt` of an Event are set by the log. Not thread-safe: one event loop uses it.
+    `offset` and `attempt` of an Event are set by the log, which also adds what a ComponentFinished says was used to the
+    run's usage, in the same atomic step. Not thread-safe: one event loop uses it.
     """
 
     def post(self, event: Event) -> None:

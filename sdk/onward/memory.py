@@ -18,6 +18,8 @@ from onward.log import (
     LogClosed,
     LogError,
     LogFull,
+    add_usage,
+    usage_of,
 )
 from onward.v1.event_pb2 import Event, RunStateChanged
 from onward.v1.run_pb2 import (
@@ -28,6 +30,7 @@ from onward.v1.run_pb2 import (
     RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
     RunState,
+    Usage,
 )
 
 EVENTS_MAX = 1_000_000
@@ -56,6 +59,7 @@ class MemoryRun:
         attempt: The attempt in force; 0 before the first.
         memo: What appends put there, by component_id.
         blobs: Values kept beside the log, by blob_uri.
+        usage: What its model calls used.
     """
 
     def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
@@ -63,6 +67,7 @@ class MemoryRun:
         self.attempt = 0
         self.memo: dict[str, bytes] = {}
         self.blobs: dict[str, bytes] = {}
+        self.usage = Usage()
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._log: list[bytes] = []
@@ -112,6 +117,7 @@ class MemoryRun:
         copy.attempt = self.attempt
         copy.memo = dict(self.memo)
         copy.blobs = dict(self.blobs)
+        copy.usage.CopyFrom(self.usage)
         copy._log = self._log[:-1]
         copy._bytes = sum(map(len, copy._log))
         return copy
@@ -166,21 +172,21 @@ class MemoryLog:
         self._dies_after = dies_after
         self._is_place = None if dies is None else dies.look()
         self._dies_before = dies is not None and dies.before
-        self._unsent: deque[tuple[bytes, Mapping[str, bytes] | None]] = deque()
-        """Events, each with the memo that belongs to it; no bytes where a memo stands alone."""
+        self._unsent: deque[tuple[bytes, Usage | None, Mapping[str, bytes] | None]] = deque()
+        """Events, each with what it says was used and its memo; no bytes where there is a memo alone."""
         self._unsent_bytes = 0
         self._refusal: LogError | None = None
 
     def post(self, event: Event) -> None:
-        self._queue(_serialized(event))
+        self._queue(_serialized(event), usage_of(event))
         if self.run.online.is_set():
             self._send()
 
     async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
-        *before, last = [_serialized(event) for event in events] or [b""]
-        for data in before:
-            self._queue(data)
-        self._queue(last, memo)
+        unsent = [(_serialized(event), usage_of(event)) for event in events] or [(b"", None)]
+        for data, usage in unsent[:-1]:
+            self._queue(data, usage)
+        self._queue(*unsent[-1], memo)
         await self.run.online.wait()
         self._send()
         self._raise()
@@ -227,14 +233,14 @@ class MemoryLog:
     async def get_blob(self, blob_uri: str) -> bytes:
         return self.run.blobs[blob_uri]
 
-    def _queue(self, data: bytes, memo: Mapping[str, bytes] | None = None) -> None:
-        self._unsent.append((data, memo))
+    def _queue(self, data: bytes, usage: Usage | None, memo: Mapping[str, bytes] | None = None) -> None:
+        self._unsent.append((data, usage, memo))
         self._unsent_bytes += len(data)
 
     def _send(self) -> None:
         run = self.run
         while self._unsent and self._refusal is None:
-            data, memo = self._unsent[0]
+            data, usage, memo = self._unsent[0]
             if data and self._dies_before and self._is_here(data):
                 run.lose()
             self._refusal = run.refusal(self.attempt)
@@ -244,12 +250,14 @@ class MemoryLog:
                 self._unsent.popleft()
                 if data:
                     run.write(data, attempt=self.attempt)
+                if usage is not None:
+                    add_usage(run.usage, usage)
                 run.memo.update(memo or {})
                 if data and (run.last_offset == self._dies_after or (not self._dies_before and self._is_here(data))):
                     run.lose()
         if self._refusal is not None:
             self._unsent.clear()
-        self._unsent_bytes = sum(len(data) for data, _ in self._unsent)
+        self._unsent_bytes = sum(len(data) for data, *_ in self._unsent)
 
     def _is_here(self, data: bytes) -> bool:
         """Tell whether the event is the one at which the executor dies."""

@@ -115,7 +115,9 @@ end
 
 local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'log_id', 'last', 'state', 'deadline' }
 
-local SHOWN = { 'run', 'state', 'attempt', 'holder', 'deployment', 'log_id', 'last', 'start', 'end', 'expire', 'error' }
+local SHOWN = {
+  'run', 'state', 'attempt', 'holder', 'deployment', 'log_id', 'last', 'start', 'end', 'expire', 'error', 'usage',
+}
 
 local function dispatch(base, ref) return redis.call('HMGET', base .. ':' .. ref .. ':run', unpack(DISPATCH)) end
 
@@ -204,16 +206,30 @@ local ENDINGS = { [''] = true, ['5'] = true, ['6'] = true, ['7'] = true, ['8'] =
 local function adds_up(argv)
   local at = 4
   while at <= #argv do
-    local ending, n = argv[at + 3], tonumber(argv[at + 6])
-    local m = n and n >= 0 and tonumber(argv[at + 7 + n])
+    local ending, used, n = argv[at + 3], argv[at + 6], tonumber(argv[at + 7])
+    local m = n and n >= 0 and tonumber(argv[at + 8 + n])
     if not m or m < 0 or m % 1 ~= 0 or not ENDINGS[ending] or (ending ~= '' and n == 0) then return false end
-    at = at + 8 + n + 2 * m
+    if used ~= '' and not string.match(used, '^%d+ %d+ %d+ %d+ %d+$') then return false end
+    at = at + 9 + n + 2 * m
   end
   return at == #argv + 1
 end
 
+-- Adds up two usages: input, output and cached input tokens, cost in millionths of a dollar, calls.
+local function sum(before, more)
+  if not before then return more end
+  local amounts = {}
+  for amount in string.gmatch(before, '%d+') do amounts[#amounts + 1] = tonumber(amount) end
+  local at = 0
+  return (string.gsub(more, '%d+', function(amount)
+    at = at + 1
+    return int(amounts[at] + tonumber(amount))
+  end))
+end
+
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
---   attempt), output, error, n, n events, m, m pairs of memo name and value
+--   attempt), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
+--   name and value
 -- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
 local function append(keys, argv)
   local base, events_max, bytes_max, expire = keys[1], tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3])
@@ -221,8 +237,8 @@ local function append(keys, argv)
   if not adds_up(argv) then return redis.error_reply('ERR append: the arguments do not add up') end
   while at <= #argv do
     local ref, attempt, seq, ending = argv[at], tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3])
-    local output, failure, n = argv[at + 4], argv[at + 5], tonumber(argv[at + 6])
-    local first = at + 7
+    local output, failure, used, n = argv[at + 4], argv[at + 5], argv[at + 6], tonumber(argv[at + 7])
+    local first = at + 8
     local memo = first + n
     local m = tonumber(argv[memo])
     at = memo + 1 + 2 * m
@@ -270,6 +286,7 @@ local function append(keys, argv)
           end
         end
         redis.call('HSET', key, unpack(record))
+        if used ~= '' then redis.call('HSET', key, 'usage', sum(redis.call('HGET', key, 'usage'), used)) end
         if ending then
           if output ~= '' then redis.call('HSET', key, 'output', output) end
           if failure ~= '' then redis.call('HSET', key, 'error', failure) end

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from onward.v1.run_pb2 import Payload, Run, RunError, RunState
+from onward.v1.run_pb2 import Payload, Run, RunError, RunState, Usage
 
 LISTED = (
-    "run", "state", "attempt", "holder", "deployment", "log_id", "last", "start", "end", "expire", "error",
+    "run", "state", "attempt", "holder", "deployment", "log_id", "last", "start", "end", "expire", "error", "usage",
 )  # fmt: skip
 """Fields of the record that a Run without input and output is made from."""
 
@@ -31,6 +31,24 @@ def pairs(flat: Iterable[bytes]) -> dict[bytes, bytes]:
     return dict(zip(fields, fields, strict=True))
 
 
+def usage_text(usage: Usage) -> str:
+    """Return a usage as the store adds it up."""
+    return (
+        f"{usage.input_tokens} {usage.output_tokens} {usage.cached_input_tokens} {usage.cost_usd_micros} {usage.calls}"
+    )
+
+
+def _usage(text: bytes) -> Usage:
+    input_tokens, output_tokens, cached_input_tokens, cost_usd_micros, calls = map(int, text.split())
+    return Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_input_tokens=cached_input_tokens,
+        cost_usd_micros=cost_usd_micros,
+        calls=calls,
+    )
+
+
 def run_from(record: Mapping[bytes, bytes | None]) -> Run:
     """Return the Run of a record or of the part of it that was read; input and output are set where they were read."""
     run = Run.FromString(record[b"run"] or b"")
@@ -46,6 +64,8 @@ def run_from(record: Mapping[bytes, bytes | None]) -> Run:
         value = record.get(name)
         if value:
             field.CopyFrom(timestamp(int(value)))
+    if used := record.get(b"usage"):
+        run.usage.CopyFrom(_usage(used))
     if (error := record.get(b"error")) and run.state in (RunState.RUN_STATE_FAILED, RunState.RUN_STATE_PAUSED):
         run.error.CopyFrom(RunError.FromString(error))
     if (value := record.get(b"input")) is not None:

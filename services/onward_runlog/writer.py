@@ -22,13 +22,15 @@ from onward.log import (
     LogClosed,
     LogError,
     LogFull,
+    add_usage,
+    usage_of,
 )
 from onward.v1.event_pb2 import Event
-from onward.v1.run_pb2 import RunState
+from onward.v1.run_pb2 import RunState, Usage
 from onward_runlog import keys
 from onward_runlog.connection import Argument
 from onward_runlog.errors import StoreUnavailable
-from onward_runlog.record import pairs
+from onward_runlog.record import pairs, usage_text
 from onward_runlog.store import Store
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class _Unsent:
     """What goes into the log in one step: an event, values for the memo, or both."""
 
     event: bytes | None
+    usage: Usage | None
     memo: tuple[str | bytes, ...]
     size: int
 
@@ -211,19 +214,19 @@ class RedisAttemptLog:
         """See AttemptLog.post."""
         data = _serialized(event)
         if self._refused is None and self._finishing is None:
-            self._take_in(data)
+            self._take_in(data, usage_of(event))
             self._writer.touch(self, urgent=False)
 
     async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
         """See AttemptLog.append."""
         self._raise_refusal()
-        encoded: list[bytes | None] = [_serialized(event) for event in events]
-        if memo and not encoded:
-            encoded.append(None)
-        for data in encoded[:-1]:
-            self._take_in(data)
+        encoded = [(_serialized(event), usage_of(event)) for event in events]
+        for data, usage in encoded[:-1]:
+            self._take_in(data, usage)
         if encoded:
-            self._take_in(encoded[-1], memo)
+            self._take_in(*encoded[-1], memo)
+        elif memo:
+            self._take_in(None, None, memo)
         return await self._commit()
 
     async def room(self) -> None:
@@ -244,7 +247,7 @@ class RedisAttemptLog:
         self._raise_refusal()
         output = change.output.SerializeToString() if change.HasField("output") else b""
         error = change.error.SerializeToString() if change.HasField("error") else b""
-        self._take_in(data)
+        self._take_in(data, None)
         self._ending = (int(change.state), output, error)
         paused = change.state == RunState.RUN_STATE_PAUSED
         self._finishing = AttemptFenced("the run was paused") if paused else LogClosed("the run has ended")
@@ -298,6 +301,7 @@ class RedisAttemptLog:
             return None
         events: list[bytes] = []
         memo: list[Argument] = []
+        used: Usage | None = None
         items, size = 0, 0
         for item in self._unsent:
             if items == BATCH_EVENTS_MAX or (items and size + item.size > BATCH_BYTES_MAX):
@@ -305,6 +309,9 @@ class RedisAttemptLog:
             if item.event is not None:
                 events.append(item.event)
             memo += item.memo
+            if item.usage is not None:
+                used = used or Usage()
+                add_usage(used, item.usage)
             items += 1
             size += item.size
         ending: tuple[int | str, bytes, bytes] = ("", b"", b"")
@@ -313,7 +320,8 @@ class RedisAttemptLog:
             size += len(ending[1]) + len(ending[2])
         self._in_flight = True
         self._sequence += 1
-        arguments: list[Argument] = [self.ref, self.attempt, self._sequence, *ending, len(events), *events]
+        arguments: list[Argument] = [self.ref, self.attempt, self._sequence, *ending]
+        arguments += ("" if used is None else usage_text(used), len(events), *events)
         arguments += (len(memo) // 2, *memo)
         return _Batch(self, items, size, arguments)
 
@@ -342,13 +350,13 @@ class RedisAttemptLog:
         if state == RunState.RUN_STATE_CANCELLING:
             self._on_cancelling()
 
-    def _take_in(self, event: bytes | None, memo: Mapping[str, bytes] | None = None) -> None:
+    def _take_in(self, event: bytes | None, usage: Usage | None, memo: Mapping[str, bytes] | None = None) -> None:
         size = len(event) if event is not None else 0
         pairs: tuple[str | bytes, ...] = ()
         if memo:
             pairs = tuple(chain.from_iterable(memo.items()))
             size += sum(map(len, pairs))
-        self._unsent.append(_Unsent(event, pairs, size))
+        self._unsent.append(_Unsent(event, usage, pairs, size))
         self._unsent_bytes += size
         self._handed_over += 1
 

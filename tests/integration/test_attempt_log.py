@@ -12,7 +12,8 @@ from tests.unit.test_attempt_log import NewRun, RunUnderTest
 
 from onward.log import AttemptLog
 from onward.v1.event_pb2 import Event
-from onward.v1.run_pb2 import Run
+from onward.v1.run_pb2 import Run, Usage
+from onward_runlog.reader import Reader
 from onward_runlog.runs import Runs
 from onward_runlog.store import Store
 from onward_runlog.writer import LogWriter
@@ -42,6 +43,9 @@ class OnRedis:
 
     async def events(self) -> list[Event]:
         return await log_of(self._writer.store, self._run)
+
+    async def usage(self) -> Usage:
+        return (await Reader(self._writer.store).run(self._run.namespace, self._run.run_id)).usage
 
 
 @pytest.fixture  # type: ignore[no-redef] # the suite's own gives memory

@@ -9,7 +9,7 @@ import pytest
 
 from onward.log import EVENT_BYTES_MAX, AttemptFenced, AttemptLog, EventTooLarge, LogClosed, LogFull
 from onward.memory import MemoryRun
-from onward.v1.event_pb2 import ComponentStarted, Event, OutputDelta, RunStateChanged, StatusUpdated
+from onward.v1.event_pb2 import ComponentFinished, ComponentStarted, Event, OutputDelta, RunStateChanged, StatusUpdated
 from onward.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
     RUN_STATE_FAILED,
@@ -18,6 +18,7 @@ from onward.v1.run_pb2 import (
     RUN_STATE_SUCCEEDED,
     Payload,
     RunError,
+    Usage,
 )
 
 
@@ -32,6 +33,9 @@ class RunUnderTest(Protocol):
 
     async def events(self) -> list[Event]:
         """Return the whole log as a reader sees it."""
+
+    async def usage(self) -> Usage:
+        """Return the run's usage as a reader sees it."""
 
 
 NewRun = Callable[..., Awaitable[RunUnderTest]]
@@ -50,6 +54,9 @@ class InMemory:
 
     async def events(self) -> list[Event]:
         return self._run.events
+
+    async def usage(self) -> Usage:
+        return self._run.usage
 
 
 @pytest.fixture
@@ -96,6 +103,31 @@ async def test_append_answers_with_the_newest_offset(new_run: NewRun) -> None:
     log.post(status("a"))
     assert await log.append(status("b"), status("c")) == 4
     assert await log.append() == 4
+
+
+async def test_what_components_used_is_summed_on_the_run(new_run: NewRun) -> None:
+    """Once for each event that says so, over all attempts, and with no attempt that was fenced."""
+
+    def used(amount: int) -> Event:
+        usage = Usage(
+            input_tokens=amount, output_tokens=2, cached_input_tokens=3, cost_usd_micros=4 * 10**12, calls=amount
+        )
+        return Event(component_id="c", component_finished=ComponentFinished(usage=usage))
+
+    run = await new_run()
+    assert await run.usage() == Usage()
+    first = await run.begin()
+    first.post(used(1))
+    first.post(status("nothing"))
+    await first.append(used(10), used(100))
+    second = await run.begin()
+    with pytest.raises(AttemptFenced):
+        await first.append(used(1_000))
+    await second.append(used(10_000))
+    await second.finish(succeeded())
+    assert await run.usage() == Usage(
+        input_tokens=10_111, output_tokens=8, cached_input_tokens=12, cost_usd_micros=16 * 10**12, calls=10_111
+    )
 
 
 async def test_events_are_committed_in_the_order_of_the_calls(new_run: NewRun) -> None:

@@ -1,0 +1,113 @@
+"""Canaries: a registered value is nowhere in what a run shows, and what a later attempt works with is untouched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from onward import ComponentError, component, publish, secrets, status, testing, tracing, workflow
+
+CANARY = secrets.register('canary-"tür"-0123456789')
+SHORT = secrets.register("none")
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
+    yield exporter
+    provider.shutdown()
+
+
+class Refused(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key} is not known")
+        self.details = {"key": key}
+
+
+@component
+async def login(key: str) -> str:
+    status(f"With {key}")
+    publish("key", {"key": key})
+    publish.state("state", [key])
+    return key
+
+
+@component.retry(attempts=2)
+async def refused(key: str) -> str:
+    raise Refused(key)
+
+
+@workflow
+async def uses_a_secret() -> bool:
+    key = CANARY
+    given = await login(key)
+    with pytest.raises(ComponentError) as caught:
+        await refused(key)
+    assert_clean(f"{caught.value} {caught.value.details}")
+    return given == key
+
+
+def assert_clean(text: str) -> None:
+    for form in ("canary", "0123456789"):
+        assert form not in text
+
+
+async def test_a_secret_is_nowhere_in_what_a_run_shows(spans: InMemorySpanExporter) -> None:
+    """Neither in inputs, results, statuses, published values, errors, tracebacks, details nor in spans."""
+    with testing.no_replay(False):
+        result = await testing.run(uses_a_secret)
+    assert result.output, "what the code works with is the secret itself, after a replay too"
+    told = "".join(str(event) for event in result.events)
+    assert_clean(told)
+    assert secrets.MASK in result.statuses[0]
+    assert len(spans.get_finished_spans()) > 3
+    assert_clean("".join(span.to_json() for span in spans.get_finished_spans()))
+
+
+async def test_a_run_that_fails_with_a_secret_does_not_tell_it() -> None:
+    @workflow
+    async def fails() -> None:
+        raise Refused(CANARY)
+
+    result = await testing.run(fails)
+    assert result.error is not None
+    assert secrets.MASK in result.error.message
+    assert_clean(str(result.error))
+
+
+async def test_other_code_does_not_read_it_off_the_message_that_pauses_the_run() -> None:
+    calls = iter(["a", CANARY])
+
+    @workflow
+    async def changes() -> None:
+        await login(next(calls))
+
+    with testing.crash(3):
+        result = await testing.run(changes)
+    assert result.state == "PAUSED"
+    assert result.error is not None
+    assert_clean(result.error.message)
+
+
+def test_short_values_are_left_alone() -> None:
+    """Ordinary words would have holes."""
+    assert secrets.masked("none of it") == "none of it"
+
+
+def test_a_filter_takes_secrets_out_of_log_records(caplog: pytest.LogCaptureFixture) -> None:
+    """From messages, their arguments and tracebacks."""
+    caplog.handler.addFilter(secrets.MaskingFilter())
+    logger = logging.getLogger("test")
+    logger.error("login with %s", CANARY, exc_info=Refused(CANARY))
+    logger.warning("plain %s", 1)
+    assert "Refused" in caplog.text
+    assert "plain 1" in caplog.text
+    assert_clean(caplog.text)
