@@ -11,21 +11,22 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pydantic_core import from_json, to_json
 
-from onward.durations import text
 from onward.failure import component_error, run_error
-from onward.instance import Instance, Scope, leave
+from onward.fallback import Fallback
+from onward.instance import Entered, Instance, Scope, leave
 from onward.journal import SEEN_BYTES_MAX, seen
+from onward.limits import UNLIMITED, Limits, total_timeout, try_timeout, within
 from onward.past import DELTAS, ITEMS, NEVER
 from onward.replay import Diverged
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
 from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
-from onward.v1.event_pb2 import ROLLBACK_CAUSE_RETRY, Event
+from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, ROLLBACK_CAUSE_RETRY, Event
 from onward.v1.run_pb2 import Payload
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ class Policy:
 
     Attributes:
         retry: How often.
-        timeout_s: How long one try may take, in seconds; None is without limit.
+        limits: How long it may take.
+        fallback: What answers when all tries failed; None where the error goes up.
         private: Whether readers of the log see neither its input nor its result.
         key: Names the instance instead of how often its caller called the component before.
     """
 
     retry: RetryPolicy = ONCE
-    timeout_s: float | None = None
+    limits: Limits = UNLIMITED
+    fallback: Fallback | None = None
     private: bool = False
     key: str = ""
 
@@ -258,83 +261,228 @@ async def fail(call: Call, instance: Instance, error: BaseException, memo: Paylo
 
 
 async def tries(call: Call, instance: Instance | None) -> Any:
-    """Try as often as the policy says, and return the first result or raise the last error."""
-    policy = call.policy.retry
-    if policy.attempts == 1:
+    """Try as often as the policy says, and return the first result or the fallback's, or raise the last error."""
+    policy = call.policy
+    if policy.retry.attempts == 1 and policy.fallback is None and policy.limits is UNLIMITED:
         return await one_try(call, instance)
-    number, began = tried(instance)
-    while True:
-        this, scope = (None, {}) if instance is None else instance.new_try(number)
+    standing = Standing(instance)
+    if not standing.fell_back:
         try:
-            return await one_try(call, this)
+            async with in_total(call, standing):
+                return await _retried(call, standing)
         except Failure as error:
-            delay_s = policy.delay_s(number, error, time.monotonic() - began)
+            if policy.fallback is None or not policy.fallback.covers(error):
+                raise
+            standing.failed(call, error, fallback=True)
+    return await _fall_back(call, standing)
+
+
+class Standing:
+    """How far the tries of one call have come. Nothing of it begins again with an attempt of the run.
+
+    Attributes:
+        number: The try that runs or is next, from 1. A fallback counts as one.
+        began: When the first began, as time.monotonic() tells it.
+        try_began: When the present one did, as far as its time counts: what passed while a lost attempt had not been
+            replaced does not.
+        wait_s: What is left of the wait before it.
+        fell_back: No further try follows, the fallback answers.
+        scope: What it has shown.
+    """
+
+    __slots__ = ("_instance", "began", "fell_back", "number", "scope", "try_began", "wait_s")
+
+    def __init__(self, instance: Instance | None) -> None:
+        self._instance = instance
+        self.number = 1
+        self.began = self.try_began = time.monotonic()
+        self.wait_s = 0.0
+        self.fell_back = False
+        self.scope: Scope = {}
+        record = None if instance is None else instance.record
+        if instance is None or record is None or instance.journal.replay is None:
+            return
+        now_s = time.time()
+        self.number = record.tries + 1
+        self.fell_back = record.fell_back
+        self.began -= max(0.0, now_s - record.started_s)
+        self.try_began -= max(0.0, now_s - max(record.try_s, instance.journal.replay.past.resumed_s))
+        if not record.called_offset:
+            # Clocks of two machines differ: never longer than the wait as it was decided.
+            self.wait_s = min(max(0.0, record.try_s - now_s), record.delay_s)
+
+    async def begin(self) -> Instance | None:
+        """Wait until the next try may begin, and return its instance."""
+        if self.wait_s:
+            await sleep.get()(self.wait_s)
+            self.wait_s = 0.0
+            self.try_began = time.monotonic()
+        if self._instance is None:
+            return None
+        this, self.scope = self._instance.new_try(self.number)
+        return this
+
+    def delay_s(self, call: Call, error: BaseException) -> float | None:
+        """Return how long to wait after the try that failed, or None where no further one follows."""
+        return call.policy.retry.delay_s(self.number, error, time.monotonic() - self.began)
+
+    def failed(self, call: Call, error: BaseException, delay_s: float = 0.0, *, fallback: bool = False) -> None:
+        """Write that the try failed, and that what it had shown is void."""
+        instance = self._instance
+        if instance is not None:
+            if fallback:
+                reason = call.error_reason(error)
+            else:
+                reason = "TIMEOUT" if isinstance(error, TryTimeout) else "COMPONENT_FAILED"
+            told = run_error(error, reason, instance.id)
+            instance.journal.retrying(instance, self.number, told, delay_s, fallback=fallback)
+            instance.journal.rollback(self.scope, ROLLBACK_CAUSE_FALLBACK if fallback else ROLLBACK_CAUSE_RETRY)
+            if instance.record is not None and instance.journal.replay is not None:
+                instance.journal.replay.failed_try(instance.record)
+        self.number += 1
+        self.wait_s = delay_s
+        self.try_began = time.monotonic()
+        self.fell_back = fallback
+        self.scope = {}
+
+
+@asynccontextmanager
+async def in_total(call: Call, standing: Standing) -> AsyncIterator[None]:
+    """End the block with an error when the time of all tries together is up."""
+    total_s = call.policy.limits.total_s
+    if total_s is None or standing.fell_back:
+        yield
+        return
+    async with _limited(call.instance, standing.began + total_s - time.monotonic(), total_timeout(total_s)):
+        yield
+
+
+@asynccontextmanager
+async def in_each(call: Call, instance: Instance | None, left_s: float) -> AsyncIterator[None]:
+    """End the block with an error when what is left of a try's time is up."""
+    each_s = call.policy.limits.each_s
+    if each_s is None:
+        yield
+        return
+    async with _limited(instance, left_s, try_timeout(each_s)):
+        yield
+
+
+@asynccontextmanager
+async def _limited(instance: Instance | None, left_s: float, error: TryTimeout) -> AsyncIterator[None]:
+    if instance is None:
+        async with within(left_s, error):
+            yield
+        return
+    # A run that parks meanwhile has to be woken when the time is up.
+    deadlines, mark = instance.journal.deadlines, object()
+    deadlines[mark] = time.time() + left_s
+    try:
+        async with within(left_s, error):
+            yield
+    finally:
+        del deadlines[mark]
+
+
+async def _retried(call: Call, standing: Standing) -> Any:
+    while True:
+        this = await standing.begin()
+        try:
+            return await one_try(call, this, standing.try_began)
+        except Failure as error:
+            delay_s = standing.delay_s(call, error)
             if delay_s is None:
                 raise
-            if instance is not None:
-                record_retry(instance, scope, number, error, delay_s)
-        await sleep.get()(delay_s)
-        number += 1
+            standing.failed(call, error, delay_s)
 
 
-def tried(instance: Instance | None) -> tuple[int, float]:
-    """Return the number of the next try, and when the first began: neither starts again with an attempt."""
-    began = time.monotonic()
-    if instance is None or instance.record is None:
-        return 1, began
-    return instance.record.tries + 1, began - max(0.0, time.time() - instance.record.started_s)
+async def _fall_back(call: Call, standing: Standing) -> Any:
+    """Return what the fallback gives. The component's limits do not hold for it: a component has limits of its own."""
+    this = await standing.begin()
+    if this is None:
+        return await _answer(call, None)
+    token = this.enter()
+    try:
+        return await _answer(call, this)
+    finally:
+        await _end_try(this, token)
 
 
-def record_retry(instance: Instance, scope: Scope, number: int, error: BaseException, delay_s: float) -> None:
-    """Write that a try failed and that what it had shown is void."""
-    reason = "TIMEOUT" if isinstance(error, TryTimeout) else "COMPONENT_FAILED"
-    instance.journal.retrying(instance, number, run_error(error, reason, instance.id), delay_s)
-    instance.journal.rollback(scope, ROLLBACK_CAUSE_RETRY)
-    if instance.record is not None and instance.journal.replay is not None:
-        instance.journal.replay.failed_try(instance.record)
+async def _answer(call: Call, instance: Instance | None) -> Any:
+    fallback = call.policy.fallback
+    assert fallback is not None
+    if call.signature.kind is Kind.STREAM:
+        return await collect(call, instance, answers(call))
+    return fallback.value if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
 
 
-async def one_try(call: Call, instance: Instance | None) -> Any:
-    """Run the function once, within the time that a try has."""
+async def answers(call: Call) -> AsyncIterator[Any]:
+    """Yield what the fallback of a stream gives, item by item."""
+    fallback = call.policy.fallback
+    assert fallback is not None
+    if fallback.fn is not None and fallback.kind is Kind.STREAM:
+        items = fallback.fn(*call.args, **call.kwargs)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await close_generator(items)
+        return
+    whole = fallback.value if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
+    if isinstance(whole, str):
+        yield whole
+    elif isinstance(whole, list | tuple):
+        for item in whole:
+            yield item
+    else:
+        raise NotRetryable(f"{call.name} streams: its fallback gives text or a list of items, not a {type(whole)}")
+
+
+async def one_try(call: Call, instance: Instance | None, began: float | None = None) -> Any:
+    """Run the function once, within the time that a try has.
+
+    Args:
+        call: The call.
+        instance: The try's; None outside a run.
+        began: Since when its time runs, as time.monotonic() tells it; None is now.
+    """
     if instance is None:
-        return await _in_time(call, None)
+        return await _in_time(call, None, began)
     token = instance.enter()
     try:
-        return await _in_time(call, instance)
+        return await _in_time(call, instance, began)
     finally:
-        try:
-            if instance.flows:
-                await close_flows(instance)
-        finally:
-            instance.ended = True
-            leave(token)
+        await _end_try(instance, token)
 
 
-async def _in_time(call: Call, instance: Instance | None) -> Any:
-    timeout_s = call.policy.timeout_s
-    if timeout_s is None:
-        return await _invoke(call, instance)
+async def _end_try(instance: Instance, token: Entered) -> None:
     try:
-        async with asyncio.timeout(timeout_s) as limit:
-            return await _invoke(call, instance)
-    except TimeoutError:
-        if limit.expired():
-            raise try_timeout(timeout_s) from None
-        raise
+        if instance.flows:
+            await close_flows(instance)
+    finally:
+        instance.ended = True
+        leave(token)
 
 
-def try_timeout(timeout_s: float) -> TryTimeout:
-    """Return the error of a try that took too long."""
-    return TryTimeout(f"no result within {text(timeout_s)}")
+async def _in_time(call: Call, instance: Instance | None, began: float | None) -> Any:
+    each_s = call.policy.limits.each_s
+    if each_s is None:
+        return await _invoke(call, instance)
+    left_s = each_s if began is None else began + each_s - time.monotonic()
+    async with in_each(call, instance, left_s):
+        return await _invoke(call, instance)
 
 
 async def _invoke(call: Call, instance: Instance | None) -> Any:
-    kind = call.signature.kind
+    if call.signature.kind is Kind.STREAM:
+        return await collect(call, instance, call.signature.fn(*call.args, **call.kwargs), call.policy.limits)
+    return await _called(call.signature.fn, call.signature.kind, call)
+
+
+async def _called(fn: Callable[..., Any], kind: Kind, call: Call) -> Any:
     if kind is Kind.COROUTINE:
-        return await call.signature.fn(*call.args, **call.kwargs)
-    if kind is Kind.STREAM:
-        return await collect(call, instance)
-    value = await in_thread(call.signature.fn, call.args, call.kwargs)
+        return await fn(*call.args, **call.kwargs)
+    value = await in_thread(fn, call.args, call.kwargs)
     # A plain function may hand on what an asynchronous one gave it.
     return await value if inspect.isawaitable(value) else value
 
@@ -395,14 +543,15 @@ async def deltas(call: Call, instance: Instance, items: Items, item: Any) -> Ite
     return await instance.journal.item(instance, call.signature.dump_item(item))
 
 
-async def collect(call: Call, instance: Instance | None) -> Any:
+async def collect(
+    call: Call, instance: Instance | None, generator: AsyncIterator[Any], limits: Limits = UNLIMITED
+) -> Any:
     """Run a stream to its end, showing what it yields as it comes, and return the whole."""
-    generator = call.signature.fn(*call.args, **call.kwargs)
     items = Items(call.signature)
     gathered: list[Any] = []
     voice = instance if instance is not None and instance.voice else None
     try:
-        async for item in generator:
+        async for item in generator if limits.first_s is limits.between_s is None else in_step(generator, limits):
             items.check(item)
             gathered.append(item)
             if voice is not None:
@@ -412,6 +561,32 @@ async def collect(call: Call, instance: Instance | None) -> Any:
     finally:
         await close_generator(generator)
     return items.whole(gathered)
+
+
+async def in_step(generator: AsyncIterator[Any], limits: Limits) -> AsyncIterator[Any]:
+    """Yield the items of a generator, each within its time."""
+    first = True
+    while True:
+        try:
+            item = await next_in_time(generator, limits, first=first)
+        except StopAsyncIteration:
+            return
+        first = False
+        yield item
+
+
+async def next_in_time(generator: AsyncIterator[Any], limits: Limits, *, first: bool) -> Any:
+    """Return the next item of a generator.
+
+    Raises:
+        StopAsyncIteration: There is none.
+        TryTimeout: It takes too long.
+    """
+    limit_s, late = limits.item(first=first)
+    if limit_s is None:
+        return await anext(generator)
+    async with within(limit_s, TryTimeout(late)):
+        return await anext(generator)
 
 
 async def close_generator(generator: AsyncIterator[Any]) -> None:

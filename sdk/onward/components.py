@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Generic, Never, ParamSpec, Self, TypeVar, cast, overload
 
 from onward.calls import DEFAULT, Call, Policy, run
-from onward.durations import Duration, seconds
+from onward.durations import Duration
+from onward.fallback import Fallback
 from onward.instance import CURRENT
+from onward.limits import Limits
 from onward.retry import ATTEMPTS_DEFAULT, BACKOFF_DEFAULT, Errors, RetryPolicy
 from onward.signature import Kind, Signature
 from onward.streams import Stream
@@ -18,6 +20,12 @@ NAME_CHARS_MAX = 128
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
+U_co = TypeVar("U_co", covariant=True)
+"""What a fallback gives."""
+I = TypeVar("I")  # noqa: E741 - an item
+R = TypeVar("R")
+G = TypeVar("G")
 Text = TypeVar("Text", bound=AsyncIterable[str])
 C_co = TypeVar("C_co", covariant=True)
 """What a call of a component gives: a coroutine, or a `Stream`."""
@@ -65,19 +73,36 @@ class Fluent:
             replace(self.policy, retry=RetryPolicy.of(attempts, backoff, total=total, on=on, never=never))
         )
 
-    def timeout(self, each: Duration | None) -> Self:
-        """Give every try this much time; None takes a limit away. A try that is out of time fails with TimeoutError.
+    def timeout(
+        self,
+        each: Duration | None = None,
+        *,
+        total: Duration | None = None,
+        first: Duration | None = None,
+        between: Duration | None = None,
+    ) -> Self:
+        """Limit the time that it takes. What is not named has no limit, whatever was said before.
 
-        A synchronous function cannot be stopped: it goes on in its thread, and what it gives is dropped. Of a stream
-        that is read by `async for` only the time that the component takes counts, not the reader's.
+        What is out of time fails with a TimeoutError that says which limit it was; in a run the ComponentError's reason
+        is TIMEOUT. A synchronous function cannot be stopped: it goes on in its thread, and what it gives is dropped.
+
+        Args:
+            each: For every try. Of a stream that is read by `async for` only the time that the component takes counts,
+                not the reader's. A try that was lost with its executor begins again with all of its time.
+            total: For all tries together, with the waits between them, from the moment when it began; time in which
+                nobody ran it counts too. No further try follows.
+            first: Of a stream, from the beginning of a try to its first item, e.g. a model's first token.
+            between: Of a stream, from one item to the next, and from the last to the end; the reader's time does not
+                count. A try that `first` or `between` ends may be followed by another, as with `each`.
 
         Raises:
-            ValueError: It is not a duration above 0.
+            ValueError: One is not a duration above 0.
+            TypeError: `first` or `between` is for what is no stream.
         """
-        timeout_s = None if each is None else seconds(each)
-        if timeout_s == 0:
-            raise ValueError("a timeout of 0 leaves no time to run")
-        return self._with(replace(self.policy, timeout_s=timeout_s))
+        return self._with(replace(self.policy, limits=Limits.of(each, total=total, first=first, between=between)))
+
+    def _with_fallback(self, answer: Any, on: Errors) -> Self:
+        return self._with(replace(self.policy, fallback=Fallback(answer, on)))
 
     def private(self, hidden: bool = True) -> Self:
         """Hide input and result from everybody who reads the log."""
@@ -111,6 +136,13 @@ class Component(Fluent, Generic[P, C_co, F_co]):
         self.fn = fn
         self.policy = policy
         self.signature = signature or Signature(fn)
+        if policy.fallback is not None and policy.fallback is not self.signature.fallback:
+            self.signature = self.signature.with_fallback(policy.fallback)
+        limits = policy.limits
+        if not (limits.first_s is limits.between_s is None) and self.signature.kind is not Kind.STREAM:
+            raise TypeError(
+                f"{self.signature.name} is no stream: it has no items that `first` or `between` could limit"
+            )
         self.name: str = name or self.signature.name
         update_wrapper(self, fn, updated=())
         self._check_name()
@@ -149,6 +181,50 @@ class Component(Fluent, Generic[P, C_co, F_co]):
             raise ValueError("a key is not empty")
         return self._with(replace(self.policy, key=key))
 
+    # A stream's fallback gives the same items. Anything else may give something of its own: the result is either.
+    @overload
+    def fallback(
+        self: Component[P, Stream[I, R], G],
+        answer: Callable[P, AsyncIterable[I]],
+        *,
+        on: Errors = ...,
+    ) -> Component[P, Stream[I, R], G]: ...
+    @overload
+    def fallback(
+        self: Component[P, Stream[I, R], G], answer: Callable[P, Awaitable[R]] | R, *, on: Errors = ...
+    ) -> Component[P, Stream[I, R], G]: ...
+    @overload
+    def fallback(
+        self: Component[P, Coroutine[object, object, T], G], answer: Callable[P, Awaitable[U]], *, on: Errors = ...
+    ) -> Component[P, Coroutine[object, object, T | U], G]: ...
+    @overload
+    def fallback(
+        self: Component[P, Coroutine[object, object, T], G], answer: Callable[P, U], *, on: Errors = ...
+    ) -> Component[P, Coroutine[object, object, T | U], G]: ...
+    @overload
+    def fallback(
+        self: Component[P, Coroutine[object, object, T], G], answer: U, *, on: Errors = ...
+    ) -> Component[P, Coroutine[object, object, T | U], G]: ...
+    def fallback(self, answer: Any, *, on: Errors = Exception) -> Any:
+        """Give this where it would fail: when no further try follows.
+
+        What the last try and the components below it had shown is rolled back, the log keeps the error, and the answer
+        is the result: it is remembered as any other. It is not given for a cancellation, nor for a mistake such as a
+        result without a JSON form. A stream whose first item has reached a reader (by `async for`) can no longer be
+        answered for: its error goes up.
+
+        Args:
+            answer: A value, falsy or not (of a stream, the whole text or a list of items); or a function or component
+                that is called with the same arguments. None of the component's limits and tries hold for it, and where
+                it fails its error is the component's.
+            on: Errors that it is given for: all by default. The error of a component below counts as the one it began
+                with.
+
+        Raises:
+            TypeError: It can be called, but is neither a function nor a component.
+        """
+        return self._with_fallback(answer, on)
+
     def _with(self, policy: Policy, *, name: str = "") -> Self:
         return type(self)(self.fn, policy, name=name or self.name, signature=self.signature)
 
@@ -156,7 +232,7 @@ class Component(Fluent, Generic[P, C_co, F_co]):
         return f"<{type(self).__name__.lower()} {self.name}>"
 
 
-class ComponentDecorator(Fluent):
+class ComponentDecorator(Fluent, Generic[U_co]):
     """Makes components: `@component`, or with a policy first, `@component.retry(attempts=4).timeout("2m")`."""
 
     __slots__ = ()
@@ -166,6 +242,16 @@ class ComponentDecorator(Fluent):
 
     def _with(self, policy: Policy) -> Self:
         return type(self)(policy)
+
+    @overload
+    def fallback(self, answer: Callable[..., Awaitable[U]], *, on: Errors = ...) -> ComponentDecorator[U]: ...
+    @overload
+    def fallback(self, answer: Callable[..., U], *, on: Errors = ...) -> ComponentDecorator[U]: ...
+    @overload
+    def fallback(self, answer: U, *, on: Errors = ...) -> ComponentDecorator[U]: ...
+    def fallback(self, answer: Any, *, on: Errors = Exception) -> Any:
+        """As `Component.fallback`."""
+        return self._with_fallback(answer, on)
 
     # Text comes first: the stream of it gives one text, while a stream of anything else gives a list. And where a call
     # gives a coroutine it says object, since beside an Any mypy would give up on asyncio.gather.
@@ -184,11 +270,13 @@ class ComponentDecorator(Fluent):
     @overload
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, T]]
-    ) -> Component[P, Coroutine[object, object, T], Coroutine[Any, Any, T]]: ...
+    ) -> Component[P, Coroutine[object, object, T | U_co], Coroutine[Any, Any, T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Component[P, Coroutine[object, object, T], Awaitable[T]]: ...
+    def __call__(
+        self, fn: Callable[P, Awaitable[T]]
+    ) -> Component[P, Coroutine[object, object, T | U_co], Awaitable[T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, T]) -> Component[P, Coroutine[object, object, T], T]: ...
+    def __call__(self, fn: Callable[P, T]) -> Component[P, Coroutine[object, object, T | U_co], T]: ...
     def __call__(self, fn: Callable[..., Any]) -> Component[..., Any, Any]:
         """Make a component of a function.
 
@@ -201,4 +289,4 @@ class ComponentDecorator(Fluent):
         return Component(fn, self.policy)
 
 
-component = ComponentDecorator()
+component: ComponentDecorator[Never] = ComponentDecorator()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +19,7 @@ from onward.replay import Replay
 from onward.signature import InputInvalid, Kind, Unserializable
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_CANCELLED,
+    ATTEMPT_CAUSE_WOKEN,
     ROLLBACK_CAUSE_ATTEMPT_LOST,
     AttemptCause,
     AttemptStarted,
@@ -167,6 +169,8 @@ class Attempt:
         journal.post(Event(create_time=now(), attempt_started=started))
         if self._attempt > 1:
             past = await read(self._log)
+            if self._cause != ATTEMPT_CAUSE_WOKEN:
+                past.resumed_s = time.time()
             journal.rollback(past.close(), ROLLBACK_CAUSE_ATTEMPT_LOST)
             journal.replay = Replay(past)
             journal.turns = journal.replay.turns

@@ -130,11 +130,21 @@ class Journal:
         self.replay: Replay | None = None
         """How it follows the attempts before it; None in the first."""
         self.turns = Turns()
+        self.deadlines: dict[object, float] = {}
+        """When the time of the components that run is up, in seconds since the epoch."""
         self._digest_key = digest_key[:64]
         self.secret = secret
         """What chance is derived from; the same in every attempt."""
         self.thread = get_ident()
         self._from_threads = 0
+
+    @property
+    def first_deadline_s(self) -> float | None:
+        """When the first of the components that run is out of time, in seconds since the epoch; None is never.
+
+        A run that parks has to be woken by then: in the attempt that follows the component fails at once.
+        """
+        return min(self.deadlines.values(), default=None)
 
     # Writing
 
@@ -292,12 +302,14 @@ class Journal:
     def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:
         return Event(create_time=now(), component_id=instance.id, component_finished=finished)
 
-    def retrying(self, instance: Instance, try_number: int, error: RunError, delay_s: float) -> None:
+    def retrying(
+        self, instance: Instance, try_number: int, error: RunError, delay_s: float, *, fallback: bool = False
+    ) -> None:
         if instance.span is not None:
             tracing.retrying(instance.span, try_number, error)
         delay = Duration()
         delay.FromNanoseconds(round(delay_s * 1e9))
-        retrying = ComponentRetrying(try_number=try_number, error=error, delay=delay)
+        retrying = ComponentRetrying(try_number=try_number, error=error, delay=delay, fallback=fallback)
         self.post(Event(create_time=now(), component_id=instance.id, component_retrying=retrying))
 
     async def diverged(self, instance: Instance, record: Record, data: bytes | None, *, private: bool) -> NoReturn:

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onward.log import AttemptLog
-from onward.v1.event_pb2 import OUTCOME_CANCELLED, OUTCOME_ERROR, OUTCOME_OK, Event, Outcome, OutputDelta
+from onward.v1.event_pb2 import (
+    ATTEMPT_CAUSE_WOKEN,
+    OUTCOME_CANCELLED,
+    OUTCOME_ERROR,
+    OUTCOME_OK,
+    Event,
+    Outcome,
+    OutputDelta,
+)
 from onward.v1.run_pb2 import Payload, RunError
 
 ITEMS = "application/vnd.onward.items+json"
@@ -108,6 +116,9 @@ class Record:
         started_s: When it did, in seconds since the epoch.
         digest: Identifies its input.
         tries: How many of its tries have failed.
+        fell_back: No further try follows: its fallback answers.
+        try_s: When its present try began, or is to begin, in seconds since the epoch.
+        delay_s: The wait before that.
         finished_offset: Where it ended; 0 where it did not.
         outcome: How it ended.
         output: Its result as readers see it.
@@ -128,6 +139,9 @@ class Record:
     started_s: float = 0.0
     digest: bytes = b""
     tries: int = 0
+    fell_back: bool = False
+    try_s: float = 0.0
+    delay_s: float = 0.0
     finished_offset: int = 0
     outcome: Outcome.ValueType = 0  # type: ignore[assignment]
     output: Payload | None = None
@@ -171,12 +185,15 @@ class Past:
     Attributes:
         records: By id; what nobody can ask for is not there. The body is there always.
         shown: Ids of instances that have shown something which is not void.
+        resumed_s: When the run was last taken up after an attempt was lost, in seconds since the epoch. A wait that it
+            parked for is no loss.
     """
 
     def __init__(self, memo: Mapping[str, bytes]) -> None:
         self.root = Record("")
         self.records: dict[str, Record] = {"": self.root}
         self.shown: dict[str, None] = {}
+        self.resumed_s = 0.0
         self._memo = memo
         self._void: dict[str, None] = {}
         """Shown in a failed try whose Rollback is missing."""
@@ -198,8 +215,12 @@ class Past:
         elif kind == "rollback":
             for component_id in event.rollback.component_ids:
                 self._rolled_back(component_id, event.rollback.after_offset)
-        elif kind == "attempt_started" and not self.root.started_s:
-            self.root.started_s = _seconds(event)
+        elif kind == "attempt_started":
+            began_s = _seconds(event)
+            if not self.root.started_s:
+                self.root.started_s = self.root.try_s = began_s
+            if event.attempt_started.cause != ATTEMPT_CAUSE_WOKEN:
+                self.resumed_s = began_s
 
     def _started(self, event: Event) -> None:
         started = event.component_started
@@ -209,6 +230,7 @@ class Past:
         record = self.records.get(event.component_id)
         if record is None:
             record = Record(event.component_id, started.name, parent, event.offset, _seconds(event))
+            record.try_s = record.started_s
             self.records[record.id] = parent.below[record.id] = record
         parent.called_offset = event.offset
         record.digest = started.input_digest
@@ -240,7 +262,11 @@ class Past:
         record = self.records.get(event.component_id)
         if record is None:
             return
+        retrying = event.component_retrying
         record.tries += 1
+        record.fell_back = retrying.fallback
+        record.delay_s = retrying.delay.ToMilliseconds() / 1000
+        record.try_s = _seconds(event) + record.delay_s
         self._void.update(dict.fromkeys(self.shown_by(record)))
         self.forget(record)
 

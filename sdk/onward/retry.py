@@ -25,6 +25,10 @@ class TryTimeout(TimeoutError):
     """A try took longer than its component allows."""
 
 
+class TotalTimeout(TryTimeout):
+    """A component took longer than it may in all: no further try follows."""
+
+
 class NotRetryable(TypeError):
     """A mistake in the calling code, which no further try can heal."""
 
@@ -77,14 +81,9 @@ class RetryPolicy:
 
     def covers(self, error: BaseException) -> bool:
         """Tell whether `error` is of a kind that is tried again, where tries are left."""
-        if self.attempts == 1 or not isinstance(error, Exception) or isinstance(error, NotRetryable):
+        if self.attempts == 1 or not isinstance(error, Exception) or isinstance(error, NotRetryable | TotalTimeout):
             return False
-        # What a component below raised arrives wrapped: a policy names the error that the user's code raised.
-        cause: BaseException | None = error
-        while isinstance(cause, ComponentError) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        kinds = (error, cause)
-        return any(_is_one(one, self.on) for one in kinds) and not any(_is_one(one, self.never) for one in kinds)
+        return is_one(error, self.on) and not is_one(error, self.never)
 
     def delay_s(self, try_number: int, error: BaseException, elapsed_s: float) -> float | None:
         """Return how long to wait before the try after `try_number` (from 1), or None where none follows."""
@@ -100,6 +99,15 @@ class RetryPolicy:
 
 
 ONCE = RetryPolicy()
+
+
+def is_one(error: BaseException, kinds: Errors) -> bool:
+    """Tell whether `error` is of one of these kinds, or is the ComponentError of one that began below."""
+    # What a component below raised arrives wrapped: a policy names the error that the user's code raised.
+    cause: BaseException | None = error
+    while isinstance(cause, ComponentError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return _is_one(error, kinds) or _is_one(cause, kinds)
 
 
 def _is_one(error: BaseException | None, kinds: Errors) -> bool:

@@ -10,9 +10,10 @@ import inspect
 import typing
 import warnings
 from collections.abc import Callable, Mapping
+from copy import copy
 from enum import Enum
 from functools import cache, cached_property, partial
-from typing import Any, get_args, get_origin
+from typing import Any, Protocol, get_args, get_origin
 
 import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
@@ -62,6 +63,13 @@ class InputInvalid(ValueError):
         self.violations = violations
 
 
+class Widening(Protocol):
+    """Something else than the result that a function may give."""
+
+    def widened(self, own: Any) -> Any:
+        """Return the annotation of either, given that of the function's result."""
+
+
 class Signature:
     """The parameters and the result of one function."""
 
@@ -74,6 +82,7 @@ class Signature:
         self.fn = fn
         # What annotations, names and the kind are read from: the function below partials and decorators.
         self._function = inspect.unwrap(fn.func if isinstance(fn, partial) else fn)
+        self.fallback: Widening | None = None
         if not inspect.isroutine(self._function):
             raise TypeError(f"a component is made of a function, not of a {type(fn).__name__}")
         self.name = self._function.__name__
@@ -201,10 +210,19 @@ class Signature:
     def gives(self) -> Any:
         """The annotation of what awaiting a call gives: the result, or all items together. NO_HINT if there is none."""
         if self.kind is not Kind.STREAM:
-            return self._known_hints.get("return", NO_HINT)
+            own = self._known_hints.get("return", NO_HINT)
+            return own if self.fallback is None else self.fallback.widened(own)
         if self.item is NO_HINT:
             return NO_HINT
         return str if self.item is str else list[self.item]  # type: ignore[name-defined]
+
+    def with_fallback(self, fallback: Widening) -> Signature:
+        """Return the same signature for a function that may give what a fallback gives instead."""
+        made = copy(self)
+        for name in ("gives", "_plain_outputs", "_output_serializer", "_output_adapter"):
+            made.__dict__.pop(name, None)
+        made.fallback = fallback
+        return made
 
     @cached_property
     def item(self) -> Any:

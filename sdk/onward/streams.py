@@ -17,22 +17,24 @@ from onward.calls import (
     Failure,
     Items,
     Seen,
+    Standing,
+    answers,
     begin,
     close_flows,
     close_generator,
     deltas,
     fail,
-    record_retry,
+    in_each,
+    in_total,
+    next_in_time,
     recorded_items,
     run,
-    tried,
-    try_timeout,
     working,
 )
 from onward.failure import component_error
-from onward.instance import Instance, Scope, leave
+from onward.instance import Instance, leave
+from onward.limits import UNLIMITED, Limits
 from onward.past import DELTAS, ITEMS
-from onward.retry import sleep
 from onward.text import well_formed
 from onward.v1.run_pb2 import Payload
 
@@ -126,10 +128,8 @@ class Flow:
         self._generator: AsyncIterator[Any] | None = None
         self._this: Instance | None = None
         """The try that runs."""
-        self._scope: Scope = {}
-        self._number = 1
-        self._began = 0.0
-        self._begun = False
+        self._standing: Standing | None = None
+        """How far its tries have come; None before the component has begun."""
         self._again: deque[tuple[int, Any]] = deque()
         """Items that an earlier attempt had given, each with its offset."""
         self._skip = 0
@@ -139,6 +139,9 @@ class Flow:
         self._remembered = False
         """An earlier attempt had read it to its end."""
         self._left_s = 0.0
+        """What is left of the present try's time."""
+        self._first = True
+        """The generator of the present try gave nothing yet."""
         self._reached = False
         """An item reached the caller: from here on the caller's code decides what a retry means."""
         self._items = Items(call.signature)
@@ -155,17 +158,19 @@ class Flow:
         if self.ended:
             raise StopAsyncIteration
         try:
-            if not self._begun:
+            if self._standing is None:
                 await self._begin()
             if self._again:
                 return await self._give_again()
             if self._remembered:
                 await self._end_again()
                 raise StopAsyncIteration
-            if self._generator is None:
+            if self._generator is None and self._reached:
                 await self._go_on()
             while True:
                 try:
+                    if self._generator is None:
+                        await self._open()
                     item = await self._next()
                     if (self._skip or self._skip_blank) and (item := self._unseen(item)) is None:
                         continue
@@ -194,10 +199,7 @@ class Flow:
             if instance.parent.flows is None:
                 instance.parent.flows = set()
             instance.parent.flows.add(self)
-        self._begun = True
-        self._number, self._began = tried(instance)
-        if not self._again and not self._remembered:
-            self._open()
+        self._standing = Standing(instance)
 
     async def _give_again(self) -> Any:
         """Return an item that an earlier attempt had given, in its turn."""
@@ -237,16 +239,13 @@ class Flow:
             raise component_error(self.call.name, record.error)
 
     async def _go_on(self) -> None:
-        """Begin the generator after what an earlier attempt had given. It is not asked to give that again."""
+        """Have the generator begin after what an earlier attempt had given, in its turn."""
         instance = self.call.instance
         assert instance is not None
         assert instance.record is not None
         if instance.record.outcome:
             # It had been left here. Likely it is left again, and does not run at all.
             await self._turn(instance.record.finished_offset)
-        is_text = self._items.is_text
-        self._open()
-        self._items.is_text = is_text
 
     async def _turn(self, offset: int) -> None:
         assert self.call.instance is not None
@@ -267,31 +266,35 @@ class Flow:
             self._skip_blank = 0
         return item[given:] or None
 
-    def _open(self) -> None:
-        """Begin the next try."""
-        self._left_s = self.call.policy.timeout_s or 0.0
-        if self.call.instance is not None:
-            self._this, self._scope = self.call.instance.new_try(self._number)
-        self._items = Items(self.call.signature)
+    async def _open(self) -> None:
+        """Begin the next try, or the fallback."""
+        standing = self._standing
+        assert standing is not None
+        async with in_total(self.call, standing):
+            self._this = await standing.begin()
+        if not self._reached:
+            self._items = Items(self.call.signature)
+        self._first = True
+        if standing.fell_back:
+            self._generator = answers(self.call)
+            return
+        self._left_s = self.call.policy.limits.each_s or 0.0
+        if not self._reached:
+            self._left_s -= time.monotonic() - standing.try_began
         self._generator = self.call.signature.fn(*self.call.args, **self.call.kwargs)
 
     async def _next(self) -> Any:
-        assert self._generator is not None
-        this = self._this
+        this, limits, standing = self._this, self.call.policy.limits, self._standing
+        assert standing is not None
         # Only while the generator runs is its instance the current one: between two items its reader's is.
         token = this.enter() if this is not None else None
         try:
-            timeout_s = self.call.policy.timeout_s
-            if timeout_s is None:
-                return await self._anext()
+            if limits is UNLIMITED or standing.fell_back:
+                return await self._anext(UNLIMITED)
             began = time.monotonic()
             try:
-                async with asyncio.timeout(self._left_s) as limit:
-                    return await self._anext()
-            except TimeoutError:
-                if limit.expired():
-                    raise try_timeout(timeout_s) from None
-                raise
+                async with in_total(self.call, standing), in_each(self.call, this, self._left_s):
+                    return await self._anext(limits)
             finally:
                 # The time that the reader takes between two items is not the component's.
                 self._left_s -= time.monotonic() - began
@@ -299,12 +302,13 @@ class Flow:
             if token is not None:
                 leave(token)
 
-    async def _anext(self) -> Any:
+    async def _anext(self, limits: Limits) -> Any:
         assert self._generator is not None
+        first, self._first = self._first, False
         if self._this is None or self._this.journal.replay is None:
-            return await anext(self._generator)
+            return await next_in_time(self._generator, limits, first=first)
         with working(self._this):
-            return await anext(self._generator)
+            return await next_in_time(self._generator, limits, first=first)
 
     async def _show(self, item: Any) -> None:
         self._items.check(item)
@@ -336,24 +340,24 @@ class Flow:
         return memo
 
     async def _failed(self, error: BaseException) -> None:
-        """Begin another try where the policy allows one, else end with the error."""
-        policy = self.call.policy.retry
+        """Have another try or the fallback begin where the policy allows it, else end with the error."""
+        standing, fallback = self._standing, self.call.policy.fallback
+        assert standing is not None
         delay_s = None
-        if not self._reached:
-            delay_s = policy.delay_s(self._number, error, time.monotonic() - self._began)
+        falls_back = False
+        if not self._reached and not standing.fell_back:
+            delay_s = standing.delay_s(self.call, error)
+            falls_back = delay_s is None and fallback is not None and fallback.covers(error)
         await self._stop_try()
         instance = self.call.instance
-        if delay_s is None:
+        if delay_s is None and not falls_back:
             self._end()
             if instance is None:
                 raise error
             await fail(self.call, instance, error, await self._memo() if self._reached else None)
-        if instance is not None:
-            record_retry(instance, self._scope, self._number, error, delay_s)
-        await sleep.get()(delay_s)
-        self._number += 1
+        standing.failed(self.call, error, delay_s or 0.0, fallback=falls_back)
+        self._generator = None
         self._seen = Seen()
-        self._open()
 
     async def _succeeded(self) -> None:
         await self._stop_try()
@@ -401,7 +405,7 @@ class Flow:
         finally:
             self._end()
             instance = self.call.instance
-            if instance is not None and self._begun and not self._remembered:
+            if instance is not None and self._standing is not None and not self._remembered:
                 instance.journal.cancelled(instance)
 
     def close_soon(self) -> None:

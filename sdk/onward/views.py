@@ -102,7 +102,8 @@ class Component:
         state: How it stands. Still "running" between two tries.
         tries: The try that runs, or ran last, from 1; 0 before it began.
         retrying: Whether a try failed and the next one has not begun.
-        error: Why it failed; while it is tried again, why the last try did.
+        fell_back: Whether its fallback answers, since its tries have failed.
+        error: Why it failed; while it is tried again or its fallback answers, why the last try did.
         started_time: When it began, the last time that it did.
         finished_time: When it ended.
         due_time: When its timer fires or its wait gives up.
@@ -119,6 +120,7 @@ class Component:
     state: _State = "running"
     tries: int = 0
     retrying: bool = False
+    fell_back: bool = False
     error: RunError | None = None
     started_time: datetime | None = None
     finished_time: datetime | None = None
@@ -370,6 +372,7 @@ class View:
         # Where a lost attempt had left it running, or between two tries, its tries are counted on.
         if not component.tries or (component.state != "running" and not component.retrying):
             component.tries = 1
+            component.fell_back = False
             component.error = None
         component.state = "running"
         component.retrying = False
@@ -383,16 +386,21 @@ class View:
 
     def _on_component_retrying(self, event: Event) -> None:
         component = self._instance(event.component_id)
-        component.tries = event.component_retrying.try_number + 1
-        component.error = _copy(event.component_retrying.error)
-        component.retrying = True
+        retrying = event.component_retrying
+        component.fell_back = retrying.fallback
+        component.tries = retrying.try_number + (not retrying.fallback)
+        component.error = _copy(retrying.error)
+        component.retrying = not retrying.fallback
 
     def _on_component_finished(self, event: Event) -> None:
         finished = event.component_finished
         component = self._instance(event.component_id)
         component.state = _OUTCOMES.get(finished.outcome, "error")
         component.retrying = False
-        component.error = _copy(finished.error) if finished.HasField("error") else None
+        if finished.HasField("error"):
+            component.error = _copy(finished.error)
+        elif not component.fell_back:
+            component.error = None
         component.output = decode(finished.output)
         component.cached = finished.cached
         component.finished_time = _time(event.create_time)

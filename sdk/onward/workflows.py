@@ -6,11 +6,13 @@ import inspect
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, Generic, Never, ParamSpec, Self, TypeVar, overload
 
 from onward.calls import DEFAULT, Policy
 from onward.components import C_co, Component, F_co, Fluent
 from onward.durations import Duration, seconds
+from onward.limits import above_0
+from onward.retry import Errors
 from onward.signature import Signature
 from onward.streams import Stream
 from onward.v1 import gateway_service_pb2 as contract
@@ -18,6 +20,12 @@ from onward.v1.run_pb2 import Payload
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
+U_co = TypeVar("U_co", covariant=True)
+"""What a fallback gives."""
+I = TypeVar("I")  # noqa: E741 - an item
+R = TypeVar("R")
+G = TypeVar("G")
 Text = TypeVar("Text", bound=AsyncIterable[str])
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -60,13 +68,41 @@ class Workflow(Component[P, C_co, F_co]):
             self.fn, policy, name=name or self.name, signature=self.signature, run_timeout_s=self.run_timeout_s
         )
 
+    # A stream's fallback gives the same items. Anything else may give something of its own: the result is either.
+    @overload
+    def fallback(
+        self: Workflow[P, Stream[I, R], G],
+        answer: Callable[P, AsyncIterable[I]],
+        *,
+        on: Errors = ...,
+    ) -> Workflow[P, Stream[I, R], G]: ...
+    @overload
+    def fallback(
+        self: Workflow[P, Stream[I, R], G], answer: Callable[P, Awaitable[R]] | R, *, on: Errors = ...
+    ) -> Workflow[P, Stream[I, R], G]: ...
+    @overload
+    def fallback(
+        self: Workflow[P, Coroutine[object, object, T], G], answer: Callable[P, Awaitable[U]], *, on: Errors = ...
+    ) -> Workflow[P, Coroutine[object, object, T | U], G]: ...
+    @overload
+    def fallback(
+        self: Workflow[P, Coroutine[object, object, T], G], answer: Callable[P, U], *, on: Errors = ...
+    ) -> Workflow[P, Coroutine[object, object, T | U], G]: ...
+    @overload
+    def fallback(
+        self: Workflow[P, Coroutine[object, object, T], G], answer: U, *, on: Errors = ...
+    ) -> Workflow[P, Coroutine[object, object, T | U], G]: ...
+    def fallback(self, answer: Any, *, on: Errors = Exception) -> Any:
+        """As `Component.fallback`: the run succeeds, and this is its output."""
+        return self._with_fallback(answer, on)
+
     def run_timeout(self, whole: Duration | None) -> Self:
         """Give every run this much time in all, queueing, waiting and every attempt included; None is without limit.
 
         Kept from outside, so it also ends a run whose executor is frozen. Whoever starts a run may set another limit.
         """
         copy = self._with(self.policy)
-        copy.run_timeout_s = None if whole is None else _above_0(seconds(whole))
+        copy.run_timeout_s = None if whole is None else above_0(seconds(whole))
         return copy
 
     def to_proto(self) -> contract.Workflow:
@@ -86,7 +122,7 @@ class Workflow(Component[P, C_co, F_co]):
         return workflow
 
 
-class WorkflowDecorator(Fluent):
+class WorkflowDecorator(Fluent, Generic[U_co]):
     """Makes workflows: `@workflow`, or with a policy first, `@workflow.run_timeout("1h")`."""
 
     __slots__ = ("_run_timeout_s",)
@@ -98,9 +134,19 @@ class WorkflowDecorator(Fluent):
     def _with(self, policy: Policy) -> Self:
         return type(self)(policy, run_timeout_s=self._run_timeout_s)
 
+    @overload
+    def fallback(self, answer: Callable[..., Awaitable[U]], *, on: Errors = ...) -> WorkflowDecorator[U]: ...
+    @overload
+    def fallback(self, answer: Callable[..., U], *, on: Errors = ...) -> WorkflowDecorator[U]: ...
+    @overload
+    def fallback(self, answer: U, *, on: Errors = ...) -> WorkflowDecorator[U]: ...
+    def fallback(self, answer: Any, *, on: Errors = Exception) -> Any:
+        """As `Workflow.fallback`."""
+        return self._with_fallback(answer, on)
+
     def run_timeout(self, whole: Duration) -> Self:
         """As `Workflow.run_timeout`."""
-        return type(self)(self.policy, run_timeout_s=_above_0(seconds(whole)))
+        return type(self)(self.policy, run_timeout_s=above_0(seconds(whole)))
 
     # Text comes first: the stream of it gives one text, while a stream of anything else gives a list. And where a call
     # gives a coroutine it says object, since beside an Any mypy would give up on asyncio.gather.
@@ -119,11 +165,13 @@ class WorkflowDecorator(Fluent):
     @overload
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, T]]
-    ) -> Workflow[P, Coroutine[object, object, T], Coroutine[Any, Any, T]]: ...
+    ) -> Workflow[P, Coroutine[object, object, T | U_co], Coroutine[Any, Any, T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Awaitable[T]]) -> Workflow[P, Coroutine[object, object, T], Awaitable[T]]: ...
+    def __call__(
+        self, fn: Callable[P, Awaitable[T]]
+    ) -> Workflow[P, Coroutine[object, object, T | U_co], Awaitable[T]]: ...
     @overload
-    def __call__(self, fn: Callable[P, T]) -> Workflow[P, Coroutine[object, object, T], T]: ...
+    def __call__(self, fn: Callable[P, T]) -> Workflow[P, Coroutine[object, object, T | U_co], T]: ...
     def __call__(self, fn: Callable[..., Any]) -> Workflow[..., Any, Any]:
         """Make a workflow of a function.
 
@@ -136,13 +184,7 @@ class WorkflowDecorator(Fluent):
         return Workflow(fn, self.policy, run_timeout_s=self._run_timeout_s)
 
 
-workflow = WorkflowDecorator()
-
-
-def _above_0(timeout_s: float) -> float:
-    if timeout_s == 0:
-        raise ValueError("a timeout of 0 leaves no time to run")
-    return timeout_s
+workflow: WorkflowDecorator[Never] = WorkflowDecorator()
 
 
 def _first_paragraph(doc: str | None) -> str:

@@ -95,9 +95,12 @@ class Lines:
             case "component_retrying":
                 # A line that has not ended is not written: it is about to be void.
                 retrying = event.component_retrying
+                follows = f"the next one in {duration(retrying.delay.ToNanoseconds() / 1e9)}"
+                if retrying.fallback:
+                    follows = "its fallback answers"
                 self._say(
-                    f"{self._prefix(self._component(event, view))} try {retrying.try_number} failed, the next one in "
-                    f"{duration(retrying.delay.ToNanoseconds() / 1e9)}: {error_line(retrying.error)}"
+                    f"{self._prefix(self._component(event, view))} try {retrying.try_number} failed, {follows}: "
+                    f"{error_line(retrying.error)}"
                 )
             case "component_finished":
                 self._finished(event, view)

@@ -323,6 +323,8 @@ def headline_of(component: Component, label: str) -> Text:
         shown.append(f"  {lasted}", style="dim")
     if component.cached:
         shown.append("  from the cache", style="dim")
+    if component.fell_back and component.state == "ok":
+        shown.append("  from its fallback", style="yellow")
     if component.tries > 1:
         shown.append(f"  try {component.tries}", style="yellow")
     if component.state == "error" and component.error is not None:

@@ -70,6 +70,27 @@ def plain(x: int) -> int:
     return x
 
 
+def no_number(x: int) -> None: ...
+
+
+async def later(x: int) -> float:
+    return x
+
+
+def any_length(title: str) -> float:
+    return len(title)
+
+
+@component.retry(2).fallback(None).timeout("1m")
+async def with_fallback(title: str) -> int:
+    return len(title)
+
+
+@workflow.fallback(any_length)
+async def workflow_with_fallback(title: str) -> int:
+    return len(title)
+
+
 async def calls() -> None:
     called = bare("tea", words=2)
     _ = assert_type(called, Coroutine[object, object, list[str]])
@@ -99,6 +120,24 @@ async def calls() -> None:
     assert_type(await bare.retry(attempts=1).timeout(None).named("n").keyed("k").private()("tea", words=1), list[str])
     assert_type(await text.retry()("a"), str)
     assert_type(await blog.timeout("1m").run_timeout("1h")("a"), dict[str, int])
+
+    assert_type(await text.timeout("1h", first="1m", between="10s", total="2h")("a"), str)
+
+    # What a fallback gives is a result, too.
+    assert_type(await bare.fallback([])("tea", words=1), list[str])
+    assert_type(await bare.fallback(None)("tea"), list[str] | None)
+    assert_type(await synchronous.fallback(0).retry()(1), str | int)
+    assert_type(await synchronous.fallback(no_number)(1), str | None)
+    assert_type(await synchronous.fallback(plain)(1), str | int)
+    assert_type(await synchronous.fallback(later)(1), str | float)
+    assert_type(await plain.fallback(None, on=ValueError).run_timeout("1h")(1), int | None)
+    assert_type(await text.fallback("sorry")("a"), str)
+    assert_type(await text.fallback(text_generator)("a"), str)
+    assert_type(await numbers.fallback([])(1), list[int])
+    assert_type(await with_fallback("a"), int | None)
+    assert_type(await workflow_with_fallback("a"), int | float)
+    async for part in text.fallback("sorry")("a"):
+        assert_type(part, str)
 
     # The function itself.
     assert_type(await bare.fn("tea"), list[str])

@@ -389,7 +389,7 @@ async def test_a_fluent_call_makes_a_new_component() -> None:
     assert changed is not double
     assert (changed.name, double.name) == ("twice", "double")
     assert (changed.policy.retry.attempts, double.policy.retry.attempts) == (2, 1)
-    assert changed.timeout(None).policy.timeout_s is None
+    assert changed.timeout(None).policy.limits.each_s is None
     assert changed.private(False).policy.private is False
     assert await changed(4) == 8
 

@@ -50,7 +50,7 @@ def test_what_is_not_said_is_not_told() -> None:
 def test_a_fluent_call_makes_a_new_workflow() -> None:
     """With everything it had."""
     changed = blog_post.retry(2).named("other").timeout("1s").run_timeout("2h")
-    assert (changed.name, changed.run_timeout_s, changed.policy.timeout_s) == ("other", 7_200, 1)
+    assert (changed.name, changed.run_timeout_s, changed.policy.limits.each_s) == ("other", 7_200, 1)
     assert (blog_post.name, blog_post.run_timeout_s, blog_post.policy.retry.attempts) == ("blog_post", 3_600, 1)
     assert changed.run_timeout(None).run_timeout_s is None
 

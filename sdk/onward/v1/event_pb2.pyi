@@ -163,7 +163,7 @@ class _RollbackCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollbac
     ROLLBACK_CAUSE_ATTEMPT_LOST: _RollbackCause.ValueType  # 2
     """The attempt was lost and the component runs again."""
     ROLLBACK_CAUSE_FALLBACK: _RollbackCause.ValueType  # 3
-    """Another provider takes over a broken stream."""
+    """Another provider, or a component's fallback, takes over what failed."""
 
 class RollbackCause(_RollbackCause, metaclass=_RollbackCauseEnumTypeWrapper):
     """RollbackCause says why events became void."""
@@ -175,7 +175,7 @@ ROLLBACK_CAUSE_RETRY: RollbackCause.ValueType  # 1
 ROLLBACK_CAUSE_ATTEMPT_LOST: RollbackCause.ValueType  # 2
 """The attempt was lost and the component runs again."""
 ROLLBACK_CAUSE_FALLBACK: RollbackCause.ValueType  # 3
-"""Another provider takes over a broken stream."""
+"""Another provider, or a component's fallback, takes over what failed."""
 Global___RollbackCause: _TypeAlias = RollbackCause  # noqa: Y015
 
 class _WaitKind:
@@ -454,15 +454,20 @@ Global___ComponentStarted: _TypeAlias = ComponentStarted  # noqa: Y015
 
 @_typing.final
 class ComponentRetrying(_message.Message):
-    """ComponentRetrying tells that a try failed. Results of instances below this one, recorded before this event, are not used again."""
+    """ComponentRetrying tells that a try failed, and that another or the fallback follows. Results of instances below this one, recorded before this event, are not used again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRY_NUMBER_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DELAY_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     try_number: _builtins.int
     """try_number is the try that failed, from 1."""
+    fallback: _builtins.bool
+    """fallback is true when no further try follows: the component's fallback answers, and error is why the tries failed. The
+    fallback runs as a try of the component with the next number.
+    """
     @_builtins.property
     def error(self) -> _run_pb2.RunError:
         """error is why."""
@@ -477,10 +482,11 @@ class ComponentRetrying(_message.Message):
         try_number: _builtins.int = ...,
         error: _run_pb2.RunError | None = ...,
         delay: _duration_pb2.Duration | None = ...,
+        fallback: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "error", b"error", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "error", b"error", "fallback", b"fallback", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
