@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from onward_gateway.app import serve
+from onward_gateway.access import KeysInvalid
+from onward_gateway.app import Unprotected, serve
 from onward_gateway.settings import Settings
 from onward_runlog.errors import StoreUnfit
 from onward_serving.process import announce, log_to_stderr, stop_on_signals
@@ -29,7 +30,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(run(Settings.from_env()))
-    except (OSError, StoreUnfit) as error:
+    except (OSError, StoreUnfit, Unprotected, KeysInvalid) as error:
         sys.exit(f"onward gateway: {error}")
 
 

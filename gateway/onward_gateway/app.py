@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import grpc
 
-from onward_gateway.http import http_door
+from onward_gateway.access import Access, following_keys, keys_in
+from onward_gateway.calls import Calls, Work
+from onward_gateway.http.door import http_door
 from onward_gateway.paging import Pages
-from onward_gateway.servicer import SERVICE, GatewayServicer, Work, add_to
+from onward_gateway.servicer import SERVICE, GatewayServicer, add_to
 from onward_gateway.settings import Settings
 from onward_gateway.starting import Starting
 from onward_gateway.submitting import schedulers
@@ -23,9 +26,13 @@ from onward_runlog.listing import Listing
 from onward_runlog.reader import Reader
 from onward_runlog.settled import Settling
 from onward_runlog.store import open_store
-from onward_serving.server import Serving, serving
+from onward_serving.server import serving
 
 logger = logging.getLogger(__name__)
+
+
+class Unprotected(Exception):
+    """A door that others can reach would let everybody in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +60,31 @@ async def opened(settings: Settings, *, listening: Callable[[Doors], None] = lam
     Raises:
         OSError: An address is taken.
         StoreUnfit: The store may lose what it acknowledged.
+        Unprotected: A door that others can reach would ask for no API key.
+        KeysInvalid: The file of API keys cannot be read.
     """
-    servicer = GatewayServicer(settings)
+    access = _access(settings)
+    calls = Calls(settings, access)
 
     def add(server: grpc.aio.Server) -> None:
-        add_to(server, servicer)
+        add_to(server, GatewayServicer(calls, access))
 
     async with (
-        contextlib.AsyncExitStack() as below,  # what the servicer works with: closed when no call is left
-        http_door(settings.http, lambda: servicer.ready, grace_s=settings.shutdown_grace_s) as http,
+        contextlib.AsyncExitStack() as below,  # what calls work with: closed when none is left
+        http_door(settings, calls, access) as http,
         serving(add, settings.grpc, services=[SERVICE], grace_s=settings.shutdown_grace_s) as server,
     ):
         doors = Doors(server.address, http)
         listening(doors)
-        servicer.open(await below.enter_async_context(_work(settings)))
+        if settings.keys is not None:
+            await below.enter_async_context(following_keys(access, settings.keys, calls.access_changed))
+        calls.open(await below.enter_async_context(_work(settings)))
         await server.set_ready(True)
         try:
             yield doors
         finally:
-            await _drain(server, servicer)
+            await server.set_ready(False)
+            calls.drain()
 
 
 async def serve(
@@ -117,7 +130,7 @@ async def _work(settings: Settings) -> AsyncIterator[Work]:
         settling = Settling(reader)
         feed = await enter(Feed(store, reader).following())
         deployments = await enter(Deployments(store).following())
-        submitting = await enter(schedulers(settings.schedulers, settings.namespace))
+        submitting = await enter(schedulers(settings.schedulers))
         yield Work(
             reader=reader,
             feed=feed,
@@ -125,12 +138,31 @@ async def _work(settings: Settings) -> AsyncIterator[Work]:
             listing=Listing(store),
             deployments=deployments,
             schedulers=submitting,
-            starting=Starting(reader, deployments, submitting, settings.namespace),
+            starting=Starting(reader, deployments, submitting),
             waiting=Waiting(reader, feed),
             pages=Pages(store, reader, settling),
         )
 
 
-async def _drain(server: Serving, servicer: GatewayServicer) -> None:
-    await server.set_ready(False)
-    servicer.drain()
+def _access(settings: Settings) -> Access:
+    if settings.keys is not None:
+        return Access(settings.namespace, keys_in(settings.keys))
+    for door, listen in (("gRPC", settings.grpc), ("HTTP", settings.http)):
+        if not (is_loopback(listen) or settings.allow_anonymous):
+            raise Unprotected(
+                f"the {door} door at {listen} can be reached from elsewhere, and asks for no API keys. Name a file of "
+                "them with --keys (`onward keys new` makes some), or let everybody in with --allow-anonymous "
+                "(ONWARD_ALLOW_ANONYMOUS=1)"
+            )
+    return Access(settings.namespace, None)
+
+
+def is_loopback(listen: str) -> bool:
+    """Say whether an address, HOST:PORT, can be reached from its own machine only."""
+    host = listen.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -223,7 +223,7 @@ def check_signal(request: SignalRunRequest) -> None:
     _check_inline(checks, request.value, "value")
     checks.done()
     _check_size("the value in bytes", len(request.value.data), SIGNAL_BYTES_MAX)
-    if request.value.HasField("data") and _is_json(request.value):
+    if request.value.HasField("data") and is_json(request.value.media_type):
         _parsed(request.value.data)
 
 
@@ -299,7 +299,7 @@ def checked_input(value: Payload, schema: Payload) -> Payload:
         Refused: INPUT_INVALID, with every violation.
     """
     data = value.data
-    if _is_json(value):
+    if is_json(value.media_type):
         data = data or b"{}"
         instance = _parsed(data)
         if schema.data:
@@ -346,8 +346,9 @@ def _check_size(what: str, size: int, limit: int) -> None:
         )
 
 
-def _is_json(value: Payload) -> bool:
-    return not value.media_type or bool(_JSON_TYPE.fullmatch(value.media_type))
+def is_json(media_type: str) -> bool:
+    """Say whether a media type is JSON; an empty one is."""
+    return not media_type or bool(_JSON_TYPE.fullmatch(media_type))
 
 
 def _parsed(data: bytes) -> Any:

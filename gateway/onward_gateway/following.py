@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -26,6 +26,7 @@ from onward.v1.gateway_service_pb2 import (
     View,
 )
 from onward.v1.run_pb2 import Run
+from onward_runlog.cursor import Cursors
 from onward_runlog.errors import EventsTrimmed, LogRebuilt, StoreUnavailable
 from onward_runlog.feed import Feed, FollowedRun
 from onward_runlog.reader import Chunk, Reader, Reply, chunk_from, split, varint
@@ -63,6 +64,50 @@ class Limits:
     grace_s: float
 
 
+class Form(Protocol):
+    """What the messages of a stream look like on the wire.
+
+    Attributes:
+        name: Readers of a run with forms of the same name can be sent the same bytes; empty where none can.
+    """
+
+    name: str
+
+    def message(self, response: SubscribeRunResponse) -> bytes:
+        """Return a message that is no batch."""
+
+    def batch(self, cursors: Cursors, cursor: bytes, chunk: Chunk, voids: Voids) -> bytes:
+        """Return a batch of events, without those that are void.
+
+        Args:
+            cursors: Makes the cursor after any event.
+            cursor: The one after the last.
+        """
+
+
+class _AsProtobuf:
+    """SubscribeRunResponse as it is serialized, with its batches made from the stored bytes as they are.
+
+    Parsing the events and serializing them again would cost more than all the rest (tests/bench).
+    """
+
+    name = "protobuf"
+
+    def message(self, response: SubscribeRunResponse) -> bytes:
+        """See Form.message."""
+        return response.SerializeToString()
+
+    def batch(self, cursors: Cursors, cursor: bytes, chunk: Chunk, voids: Voids) -> bytes:
+        """See Form.batch."""
+        events = b"".join(voids.settle(chunk))
+        bounds = b"\x10" + varint(chunk.after) + b"\x18" + varint(chunk.through)
+        size = varint(len(events) + len(bounds))
+        return b"".join((b"\n", varint(len(cursor)), cursor, b"\x1a", size, events, bounds))
+
+
+AS_PROTOBUF = _AsProtobuf()
+
+
 class Stream:
     """One reader of a run. One message is under way at a time, so a reader that never reads costs one message."""
 
@@ -74,10 +119,12 @@ class Stream:
         namespace: str,
         request: SubscribeRunRequest,
         limits: Limits,
+        form: Form,
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
         """Args:
-        write: Sends a serialized SubscribeRunResponse, and returns when the transport has taken it.
+        form: What messages look like.
+        write: Sends one, and returns when the transport has taken it.
         """
         self._reader = reader
         self._feed = feed
@@ -85,6 +132,7 @@ class Stream:
         self._namespace = namespace
         self._request = request
         self._limits = limits
+        self._form = form
         self._transport = write
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
@@ -244,16 +292,17 @@ class Stream:
         await self._send(SubscribeRunResponse(gap=gap))
 
     async def _send_batch(self, followed: FollowedRun, chunk: Chunk) -> None:
-        place = (chunk.after, chunk.through)
-        plain = chunk.after + 1 >= self._voids.before
-        message = followed.shared.get(place) if plain else None
-        if message is None:
-            message = _batch(self._cursors.at(chunk.through, chunk.hash), chunk, self._voids)
-            if plain and len(message) <= SHARED_BYTES_MAX:
+        place = (self._form.name, chunk.after, chunk.through)
+        plain = bool(self._form.name) and chunk.after + 1 >= self._voids.before
+        made = followed.shared.get(place) if plain else None
+        if made is None:
+            cursor = self._cursors.at(chunk.through, chunk.hash)
+            made = self._form.batch(self._cursors, cursor, chunk, self._voids), cursor
+            if plain and len(made[0]) <= SHARED_BYTES_MAX:
                 if len(followed.shared) >= SHARED_MAX:
                     followed.shared.clear()
-                followed.shared[place] = message
-        self._cursor = message[2 : 2 + len(self._cursor)]  # all cursors of a log have one length
+                followed.shared[place] = made
+        message, self._cursor = made
         self._after = chunk.through
         if 0 < self._voids.before <= self._after:
             self._voids = Voids(())  # passed: an idle stream need not keep it
@@ -286,7 +335,7 @@ class Stream:
 
     async def _send(self, response: SubscribeRunResponse) -> None:
         response.cursor = self._cursor.decode()
-        await self._write(response.SerializeToString())
+        await self._write(self._form.message(response))
 
     async def _write(self, message: bytes) -> None:
         self._write_began = self._loop.time()
@@ -330,17 +379,6 @@ class Stream:
             self.wake()
             due = now + limits.heartbeat_s
         self._timer = self._loop.call_at(due, self._tick)
-
-
-def _batch(cursor: bytes, chunk: Chunk, voids: Voids) -> bytes:
-    """Return a serialized SubscribeRunResponse of a batch, made from the stored bytes as they are.
-
-    Parsing the events and serializing them again would cost more than all the rest (tests/bench).
-    """
-    events = b"".join(voids.settle(chunk))
-    bounds = b"\x10" + varint(chunk.after) + b"\x18" + varint(chunk.through)
-    size = varint(len(events) + len(bounds))
-    return b"".join((b"\n", varint(len(cursor)), cursor, b"\x1a", size, events, bounds))
 
 
 def _note(reading: asyncio.Future[Any]) -> None:

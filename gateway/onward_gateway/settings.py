@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,21 @@ class Settings:
     http: str = "127.0.0.1:8080"
     """HOST:PORT of the HTTP door; port 0 picks a free one."""
     namespace: str = "default"
-    """The tenant whose runs this Gateway serves."""
+    """The tenant of callers without an API key."""
+    keys: Path | None = None
+    """The file of API keys. With one, every call needs a key, which also names its tenant."""
+    allow_anonymous: bool = False
+    """Serve callers without a key elsewhere than on loopback, too: whoever reaches a door may do everything."""
+    http_hosts: tuple[str, ...] = ()
+    """Names, beside those of loopback, by which callers without a key may know the HTTP door."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages, e.g. https://app.example, whose scripts may use the HTTP door."""
+    http_connections_max: int = 10_000
+    """Open at a time. One more is refused."""
+    streams_max: int = 50_000
+    """Runs followed at a time, over both doors, each follower counted."""
+    namespace_streams_max: int = 20_000
+    """The same, in one namespace."""
     stream_age_s: float = 30 * 60.0
     """A SubscribeRun stream is handed off at this age, give or take a tenth, so that load can move."""
     slow_reader_s: float = 60.0
@@ -33,16 +48,24 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER (addresses, separated by commas), ONWARD_GRPC,
-        ONWARD_HTTP, ONWARD_NAMESPACE, ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S,
-        ONWARD_SHUTDOWN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE.
+        """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER, ONWARD_GRPC, ONWARD_HTTP, ONWARD_NAMESPACE, ONWARD_KEYS,
+        ONWARD_ALLOW_ANONYMOUS, ONWARD_HTTP_HOSTS, ONWARD_CORS_ORIGINS, ONWARD_HTTP_CONNECTIONS_MAX, ONWARD_STREAMS_MAX,
+        ONWARD_NAMESPACE_STREAMS_MAX, ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S,
+        ONWARD_SHUTDOWN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE. Lists are separated by commas.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
-            schedulers=addresses(env["ONWARD_SCHEDULER"]) if env.get("ONWARD_SCHEDULER") else cls.schedulers,
+            schedulers=listed(env["ONWARD_SCHEDULER"]) if env.get("ONWARD_SCHEDULER") else cls.schedulers,
             grpc=env.get("ONWARD_GRPC", cls.grpc),
             http=env.get("ONWARD_HTTP", cls.http),
             namespace=env.get("ONWARD_NAMESPACE", cls.namespace),
+            keys=Path(env["ONWARD_KEYS"]) if env.get("ONWARD_KEYS") else None,
+            allow_anonymous=env.get("ONWARD_ALLOW_ANONYMOUS", "") == "1",
+            http_hosts=listed(env.get("ONWARD_HTTP_HOSTS", "")),
+            cors_origins=listed(env.get("ONWARD_CORS_ORIGINS", "")),
+            http_connections_max=int(env.get("ONWARD_HTTP_CONNECTIONS_MAX", cls.http_connections_max)),
+            streams_max=int(env.get("ONWARD_STREAMS_MAX", cls.streams_max)),
+            namespace_streams_max=int(env.get("ONWARD_NAMESPACE_STREAMS_MAX", cls.namespace_streams_max)),
             stream_age_s=float(env.get("ONWARD_STREAM_AGE_S", cls.stream_age_s)),
             slow_reader_s=float(env.get("ONWARD_SLOW_READER_S", cls.slow_reader_s)),
             slow_reader_grace_s=float(env.get("ONWARD_SLOW_READER_GRACE_S", cls.slow_reader_grace_s)),
@@ -51,6 +74,6 @@ class Settings:
         )
 
 
-def addresses(text: str) -> tuple[str, ...]:
-    """Return the addresses of a list that is separated by commas."""
-    return tuple(address.strip() for address in text.split(",") if address.strip())
+def listed(text: str) -> tuple[str, ...]:
+    """Return the members of a list that is separated by commas."""
+    return tuple(member.strip() for member in text.split(",") if member.strip())

@@ -19,13 +19,12 @@ from onward_serving.errors import Refused
 class Starting:
     """Starts runs."""
 
-    def __init__(self, reader: Reader, deployments: Deployments, schedulers: Schedulers, namespace: str) -> None:
+    def __init__(self, reader: Reader, deployments: Deployments, schedulers: Schedulers) -> None:
         self._reader = reader
         self._deployments = deployments
         self._schedulers = schedulers
-        self._namespace = namespace
 
-    async def start(self, request: StartRunRequest, trace_parent: str) -> tuple[Run, bool]:
+    async def start(self, namespace: str, request: StartRunRequest, trace_parent: str) -> tuple[Run, bool]:
         """Have a run accepted whose request is well formed; its input is checked here.
 
         Returns:
@@ -38,11 +37,11 @@ class Starting:
         try:
             request.input.CopyFrom(checked_input(request.input, await self._schema(request)))
         except Refused:
-            known = await self._known(request)
+            known = await self._known(namespace, request)
             if known is None:
                 raise
             return known, True
-        return await self._schedulers.submit(request, trace_parent)
+        return await self._schedulers.submit(namespace, request, trace_parent)
 
     async def _schema(self, request: StartRunRequest) -> Payload:
         served = await self._deployments.choose(request.workflow, request.deployment)
@@ -62,15 +61,15 @@ class Starting:
             {"workflow": request.workflow},
         )
 
-    async def _known(self, request: StartRunRequest) -> Run | None:
+    async def _known(self, namespace: str, request: StartRunRequest) -> Run | None:
         """Return the run that an earlier call started, though today the request would be refused: a repeat of an
         accepted request is answered for as long as its run is kept, whatever deployments do meanwhile.
         """
         if not request.run_id and not request.request_id:
             return None
-        run_id = request.run_id or new_run_id(self._namespace, request.request_id)
+        run_id = request.run_id or new_run_id(namespace, request.request_id)
         try:
-            run = await self._reader.run(self._namespace, run_id, input=True)
+            run = await self._reader.run(namespace, run_id, input=True)
         except RunNotFound:
             return None
         given = request.input.data or b"{}"

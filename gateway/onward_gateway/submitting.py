@@ -14,10 +14,12 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from onward.v1.error_reason_pb2 import ErrorReason
+from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import SignalRunRequest, SignalRunResponse, StartRunRequest
 from onward.v1.run_pb2 import Run
 from onward.v1.scheduler_service_pb2 import (
     DeliverSignalRequest,
+    ListExecutorsRequest,
     StopRunRequest,
     SubmitRunRequest,
     WakeRunRequest,
@@ -47,12 +49,11 @@ class Schedulers:
     Each write is made idempotent before it is first sent, so that asking another Scheduler never does it twice.
     """
 
-    def __init__(self, stubs: Sequence[SchedulerServiceAsyncStub], namespace: str) -> None:
+    def __init__(self, stubs: Sequence[SchedulerServiceAsyncStub]) -> None:
         self._stubs = stubs
-        self._namespace = namespace
         self._first = 0
 
-    async def submit(self, start: StartRunRequest, trace_parent: str) -> tuple[Run, bool]:
+    async def submit(self, namespace: str, start: StartRunRequest, trace_parent: str) -> tuple[Run, bool]:
         """Have a checked run recorded and queued; returns it, and whether an earlier call with the request_id did.
 
         Raises:
@@ -61,29 +62,38 @@ class Schedulers:
         """
         anonymous = not start.run_id and not start.request_id
         if anonymous:
-            start.run_id = new_run_id(self._namespace, "")
-        request = SubmitRunRequest(namespace=self._namespace, start=start, trace_parent=trace_parent)
+            start.run_id = new_run_id(namespace, "")
+        request = SubmitRunRequest(namespace=namespace, start=start, trace_parent=trace_parent)
         response = await self._ask(lambda stub: stub.SubmitRun(request, timeout=TRY_S))
         return response.run, response.replayed and not anonymous
 
-    async def stop(self, run_id: str, reason: str) -> Run:
+    async def stop(self, namespace: str, run_id: str, reason: str) -> Run:
         """Have a run cancelled; raises as `submit`."""
-        request = StopRunRequest(namespace=self._namespace, run_id=run_id, reason=reason)
+        request = StopRunRequest(namespace=namespace, run_id=run_id, reason=reason)
         return (await self._ask(lambda stub: stub.StopRun(request, timeout=TRY_S))).run
 
-    async def signal(self, signal: SignalRunRequest) -> SignalRunResponse:
+    async def signal(self, namespace: str, signal: SignalRunRequest) -> SignalRunResponse:
         """Have a checked signal appended; raises as `submit`."""
         anonymous = not signal.request_id
         if anonymous:
             signal.request_id = secrets.token_hex(16)
-        request = DeliverSignalRequest(namespace=self._namespace, signal=signal)
+        request = DeliverSignalRequest(namespace=namespace, signal=signal)
         response = await self._ask(lambda stub: stub.DeliverSignal(request, timeout=TRY_S))
         return SignalRunResponse(offset=response.offset, replayed=response.replayed and not anonymous)
 
-    async def wake(self, run_id: str, deployment: str) -> Run:
+    async def wake(self, namespace: str, run_id: str, deployment: str) -> Run:
         """Have a paused run queued; raises as `submit`."""
-        request = WakeRunRequest(namespace=self._namespace, run_id=run_id, deployment=deployment)
+        request = WakeRunRequest(namespace=namespace, run_id=run_id, deployment=deployment)
         return (await self._ask(lambda stub: stub.WakeRun(request, timeout=TRY_S))).run
+
+    async def executors(self) -> list[Executor]:
+        """Return the executors that are there, with what their deployments are called but not what they serve.
+
+        Raises:
+            Refused: No Scheduler answers.
+        """
+        response = await self._ask(lambda stub: stub.ListExecutors(ListExecutorsRequest(), timeout=TRY_S))
+        return list(response.executors)
 
     async def _ask(self, call: Callable[[SchedulerServiceAsyncStub], Awaitable[Response]]) -> Response:
         silent: list[str] = []
@@ -108,7 +118,7 @@ class Schedulers:
 
 
 @contextlib.asynccontextmanager
-async def schedulers(addresses: Sequence[str], namespace: str) -> AsyncIterator[Schedulers]:
+async def schedulers(addresses: Sequence[str]) -> AsyncIterator[Schedulers]:
     """Hold a channel to each Scheduler. None needs to be there yet."""
     async with contextlib.AsyncExitStack() as channels:
         stubs = [
@@ -117,7 +127,7 @@ async def schedulers(addresses: Sequence[str], namespace: str) -> AsyncIterator[
             )
             for address in addresses
         ]
-        yield Schedulers(stubs, namespace)
+        yield Schedulers(stubs)
 
 
 def trace_parent(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from onward_cli.children import tell_ready
 from onward_cli.serving import AllowUnfit, Redis, Schedulers, addresses, given, serve
-from onward_gateway.app import opened
+from onward_gateway.access import KeysInvalid
+from onward_gateway.app import Unprotected, opened
 from onward_gateway.settings import Settings
 
 
@@ -19,7 +21,32 @@ def gateway(
     scheduler: Schedulers = None,
     grpc: Annotated[str | None, Parameter(help="HOST:PORT for gRPC. [env: ONWARD_GRPC]")] = None,
     http: Annotated[str | None, Parameter(help="HOST:PORT for HTTP. [env: ONWARD_HTTP]")] = None,
-    namespace: Annotated[str | None, Parameter(help="Tenant whose runs this Gateway serves.")] = None,
+    keys: Annotated[
+        str | None,
+        Parameter(help="File of API keys, see `onward keys new`: then every call needs one. [env: ONWARD_KEYS]"),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool | None,
+        Parameter(
+            help="Ask for no API keys elsewhere than on loopback, too: whoever can connect may do everything.",
+            negative="",
+        ),
+    ] = None,
+    namespace: Annotated[str | None, Parameter(help="Tenant of callers without an API key.")] = None,
+    cors_origin: Annotated[
+        str | None,
+        Parameter(
+            help="Origins of web pages that may use the HTTP door, comma-separated, e.g. https://app.example. "
+            "[env: ONWARD_CORS_ORIGINS]"
+        ),
+    ] = None,
+    http_host: Annotated[
+        str | None,
+        Parameter(
+            help="Names by which callers without an API key may know the HTTP door, beside localhost, comma-separated. "
+            "[env: ONWARD_HTTP_HOSTS]"
+        ),
+    ] = None,
     allow_unfit_store: AllowUnfit = None,
 ) -> None:
     """Serve the public API. Any number of Gateways may run.
@@ -33,9 +60,19 @@ def gateway(
             schedulers=addresses(scheduler),
             grpc=grpc,
             http=http,
+            keys=Path(keys) if keys else None,
+            allow_anonymous=allow_anonymous,
             namespace=namespace,
+            cors_origins=addresses(cors_origin),
+            http_hosts=addresses(http_host),
             allow_unfit_store=allow_unfit_store,
         ),
     )
 
-    serve("onward-gateway", lambda _: opened(settings), lambda doors: tell_ready(grpc=doors.grpc, http=doors.http))
+    serve(
+        "onward-gateway",
+        lambda _: opened(settings),
+        lambda doors: tell_ready(grpc=doors.grpc, http=doors.http),
+        Unprotected,
+        KeysInvalid,
+    )

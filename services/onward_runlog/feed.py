@@ -67,7 +67,8 @@ class FollowedRun:
         last: The newest offset in the ring; -1 before anything is known.
         end: The offset of the last event of a closed log; None while it is open.
         failure: Why nothing will follow although the log is not closed: it is gone, or was rebuilt.
-        shared: For whoever makes messages from chunks: followers at the same place can use the same one.
+        shared: For whoever makes messages from chunks: followers at the same place can use the same one. By form and
+            place, with the cursor after it.
     """
 
     __slots__ = (
@@ -95,7 +96,7 @@ class FollowedRun:
         self.last = -1
         self.end: int | None = None
         self.failure: RunLogError | None = None
-        self.shared: dict[tuple[int, int], bytes] = {}
+        self.shared: dict[tuple[str, int, int], tuple[bytes, bytes]] = {}
         self.followers: set[Follower] = set()
         self.log_id = ""
         self.known = -1

@@ -245,27 +245,46 @@ class Reader:
             RunNotFound: There is no such run.
             BlobNotFound: The run has no such blob.
         """
+        record, key = self._blob(namespace, run_id, blob_uri)
+        known, exists, piece = await asyncio.gather(
+            self._store.command("EXISTS", record),
+            self._store.command("EXISTS", key),
+            self._store.command("GETRANGE", key, start, start + BLOB_PIECE_BYTES - 1),
+        )
+        _check_blob(known, exists, run_id, blob_uri)
+        return bytes(piece)
+
+    async def blob_size(self, namespace: str, run_id: str, blob_uri: str) -> int:
+        """Return how many bytes a blob has; raises as `blob_piece`."""
+        record, key = self._blob(namespace, run_id, blob_uri)
+        known, exists, size = await asyncio.gather(
+            self._store.command("EXISTS", record),
+            self._store.command("EXISTS", key),
+            self._store.command("STRLEN", key),
+        )
+        _check_blob(known, exists, run_id, blob_uri)
+        return int(size)
+
+    def _blob(self, namespace: str, run_id: str, blob_uri: str) -> tuple[str, str]:
+        """Return the keys of a run's record and of its blob."""
         base, ref = self._store.place(namespace, run_id)
         name = blob_uri.removeprefix(_BLOB_PREFIX)
         if name == blob_uri or not name:
             raise BlobNotFound(blob_uri)
-        key = keys.blob(base, ref, name)
-        known, exists, piece = await asyncio.gather(
-            self._store.command("EXISTS", keys.run(base, ref)),
-            self._store.command("EXISTS", key),
-            self._store.command("GETRANGE", key, start, start + BLOB_PIECE_BYTES - 1),
-        )
-        if not known:
-            raise RunNotFound(run_id)
-        if not exists:
-            raise BlobNotFound(blob_uri)
-        return bytes(piece)
+        return keys.run(base, ref), keys.blob(base, ref, name)
 
     def _first(self, base: str, ref: str) -> asyncio.Future[Reply]:
         return self._store.command("XRANGE", keys.log(base, ref), "-", "+", "COUNT", 1)
 
     def _event(self, base: str, ref: str, offset: int) -> asyncio.Future[Reply]:
         return self._store.command("XRANGE", keys.log(base, ref), f"{offset}-0", f"{offset}-0")
+
+
+def _check_blob(known: int, exists: int, run_id: str, blob_uri: str) -> None:
+    if not known:
+        raise RunNotFound(run_id)
+    if not exists:
+        raise BlobNotFound(blob_uri)
 
 
 def _run(run_id: str, fields: Sequence[str], record: Sequence[bytes | None], first: Reply) -> Run:

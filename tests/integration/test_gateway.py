@@ -45,6 +45,8 @@ from onward.v1.scheduler_service_pb2 import (
 )
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer, add_SchedulerServiceServicer_to_server
 from onward_gateway import app
+from onward_gateway.access import Access
+from onward_gateway.calls import Calls
 from onward_gateway.servicer import SERVICE, GatewayServicer, add_to
 from onward_gateway.settings import Settings
 from onward_runlog import keys
@@ -562,11 +564,12 @@ async def test_a_taken_port_is_told(door: Door, redis_url: str) -> None:
 
 
 async def test_a_draining_gateway_refuses_what_is_new(redis_url: str) -> None:
-    servicer = GatewayServicer(Settings(redis_url=redis_url))
-    servicer.drain()
+    access = Access("default", None)
+    calls = Calls(Settings(redis_url=redis_url), access)
+    calls.drain()
 
     def add(server: grpc.aio.Server) -> None:
-        add_to(server, servicer)
+        add_to(server, GatewayServicer(calls, access))
 
     async with serving(add, "127.0.0.1:0", services=[SERVICE], grace_s=0.0) as server, client(server.address) as stub:
         stream = stub.SubscribeRun(SubscribeRunRequest(run_id="run"))

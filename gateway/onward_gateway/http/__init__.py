@@ -1,0 +1,1 @@
+"""The HTTP door: REST, events for browsers, and a description of both."""

@@ -1,0 +1,187 @@
+"""Serves HTTP: connections, and what they may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from onward_gateway.access import Access
+from onward_gateway.calls import Calls
+from onward_gateway.http.application import application
+from onward_gateway.http.problems import Problem
+from onward_gateway.settings import Settings
+
+BACKLOG = 1_024
+
+HEAD_BYTES_MAX = 16 * 1024
+"""A request's line and headers together."""
+
+HEAD_S = 10.0
+"""How long a client may take to send them."""
+
+KEEP_ALIVE_S = 65
+"""How long a connection may be idle between requests: a little longer than load balancers keep theirs."""
+
+LINGER_S = 10.0
+"""How long what was sent last may wait to be taken, once the connection is closed."""
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to its process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def http_door(settings: Settings, calls: Calls, access: Access) -> AsyncIterator[str]:
+    """Serve HTTP until the block ends, and yield HOST:PORT; requests under way then have the shutdown's grace.
+
+    Raises:
+        OSError: Nothing can listen there.
+    """
+    host, _, port = settings.http.rpartition(":")
+    try:
+        listening = socket.create_server((host.strip("[]"), int(port)), family=_family(host), backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {settings.http}: {error.strerror}; port 0 picks a free one") from error
+    with contextlib.closing(listening):
+        connection = functools.partial(
+            Connection,
+            connections_max=settings.http_connections_max,
+            stalled_s=settings.slow_reader_s + settings.slow_reader_grace_s,
+        )
+        config = uvicorn.Config(
+            application(settings, calls, access),
+            loop="none",
+            http=cast(type[asyncio.Protocol], connection),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nothing here goes by a client's address
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
+            h11_max_incomplete_event_size=HEAD_BYTES_MAX,
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listening]), name="http door")
+        try:
+            yield f"{host}:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+class Connection(H11Protocol):
+    """A connection that costs little, whatever its client does, and does not last longer than it is used."""
+
+    def __init__(self, *given: Any, connections_max: int, stalled_s: float, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.app_state = {"connection": self}
+        self._connections_max = connections_max
+        self._stalled_s = stalled_s
+        self._head: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._refused = False
+
+    def abort(self) -> None:
+        """Break the connection off: what was begun does not look finished to the client."""
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See Protocol.connection_made."""
+        super().connection_made(transport)
+        if len(self.connections) > self._connections_max:
+            self._refused = True
+            self._refuse(Problem(503, "LIMIT_REACHED", "Too many connections", "try again later", retry_s=1.0))
+            return
+        self._head = self.loop.call_later(HEAD_S, self._on_late)
+
+    def data_received(self, data: bytes) -> None:
+        """See Protocol.data_received."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._forget_head()
+        elif self._head is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
+            self._head = self.loop.call_later(HEAD_S, self._on_late)  # the next request has begun
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See Protocol.connection_lost."""
+        self._forget_head()
+        self._forget_stalled()
+        self.app_state = {}
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See Protocol.pause_writing."""
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self._stalled_s, self.abort)
+
+    def resume_writing(self) -> None:
+        """See Protocol.resume_writing."""
+        super().resume_writing()
+        self._forget_stalled()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, or has a head that is too large."""
+        if len(self.conn.trailing_data[0]) > HEAD_BYTES_MAX:
+            self._refuse(Problem(431, "TOO_LARGE", "Too large", f"a request's head has at most {HEAD_BYTES_MAX} bytes"))
+        else:
+            self._refuse(Problem(400, "REQUEST_INVALID", "The request is malformed", "it is not HTTP"))
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._close_for_good()
+
+    def on_response_complete(self) -> None:
+        """See H11Protocol."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close_for_good()
+
+    def _close_for_good(self) -> None:
+        """Do not wait for ever until a client has taken what was sent."""
+        self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _on_late(self) -> None:
+        self._head = None
+        if self.conn.their_state is h11.IDLE:
+            self._refuse(Problem(408, "TIMEOUT", "Too slow", f"a request's head takes at most {HEAD_S:g} s"))
+
+    def _refuse(self, problem: Problem) -> None:
+        response = problem.response()
+        headers = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+        line = f"HTTP/1.1 {problem.status} {problem.title}\r\nconnection: close\r\n".encode()
+        self.transport.write(line + headers + b"\r\n" + bytes(response.body))
+        self.transport.close()
+        self._close_for_good()
+
+    def _forget_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _forget_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
