@@ -64,6 +64,11 @@ demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blo
 test: $(DEV) ## Run every test
 	$(BIN)/pytest -n auto --dist loadgroup # tests of one xdist_group share what they start
 
+RUNS ?= 1000
+.PHONY: chaos
+chaos: $(DEV) ## Kill, stop, pause and cut everything under RUNS=1000 random runs, and check all they leave; SEED=… repeats it
+	$(BIN)/python -m tests.chaos --runs $(RUNS) $(if $(SEED),--seed $(SEED))
+
 .PHONY: bench
 bench: $(DEV) ## Measure how fast everything is, beside a floor without an engine; ROWS=1,3 picks figures
 	$(BIN)/python -m tests.bench $(if $(ROWS),--rows $(ROWS))

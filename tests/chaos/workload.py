@@ -13,7 +13,8 @@ import json
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,39 @@ from onward import map as omap
 from onward.testing import Effect
 
 LEDGER = "ONWARD_CHAOS_LEDGER"
-"""The folder of the ledgers, a file for each run. Without it nothing is kept, and nobody pauses."""
+"""Names the folder of the ledgers, a file for each run, to executors."""
 
 MARKS = r"\{\{[\w/.+!:-]*(#[0-9a-f]{8})\}\}"
 """What a mark looks like. What its two braces hold is the path of the component, and what differs each time."""
 
 Step = list[Any]
 
-_here: dict[tuple[str, str, str], int] = {}
-"""The ledger of a process that has no folder: how often each component was begun."""
+_folder: ContextVar[Path | None] = ContextVar(
+    "chaos_ledgers", default=Path(os.environ[LEDGER]) if LEDGER in os.environ else None
+)
+
+_calm: ContextVar[dict[tuple[str, str], int] | None] = ContextVar("chaos_calm", default=None)
+"""In an undisturbed run: how often each component was begun. It keeps no ledger and takes no time."""
+
+
+@contextlib.contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Know in the block where the ledgers are."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Run workflows in the block as fast as it goes, without a trace."""
+    token = _calm.set({})
+    try:
+        yield
+    finally:
+        _calm.reset(token)
 
 
 # Making scripts
@@ -76,12 +101,11 @@ def _steps(chance: random.Random, kinds: tuple[str, ...], depth: int) -> list[St
 
 def begun(run: str, name: str, path: str, used: Iterable[str] = ()) -> int:
     """Note that a component was begun, and return how often it had been before."""
-    folder = os.environ.get(LEDGER)
-    if not folder:
-        count = _here.get((run, name, path), 0)
-        _here[run, name, path] = count + 1
+    if (counts := _calm.get()) is not None:
+        count = counts.get((name, path), 0)
+        counts[name, path] = count + 1
         return count
-    file = Path(folder, run)
+    file = _file(run)
     before = [(effect.component, effect.argument) for effect in effects(run)].count((name, path))
     line = json.dumps([name, path, list(used)]) + "\n"
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -94,10 +118,17 @@ def begun(run: str, name: str, path: str, used: Iterable[str] = ()) -> int:
 
 def effects(run: str) -> list[Effect]:
     """Return what the components of a run noted."""
-    file = Path(os.environ[LEDGER], run)
+    file = _file(run)
     if not file.exists():
         return []
     return [Effect(name, path, used) for name, path, used in map(json.loads, file.read_text().splitlines())]
+
+
+def _file(run: str) -> Path:
+    folder = _folder.get()
+    if folder is None:
+        raise RuntimeError(f"{LEDGER} names no folder")
+    return folder / run
 
 
 def mark(path: str) -> str:
@@ -107,7 +138,7 @@ def mark(path: str) -> str:
 
 async def pause(milliseconds: float) -> None:
     """Take a little time, where others are there to be in the way meanwhile."""
-    await asyncio.sleep(milliseconds / 1000 if LEDGER in os.environ else 0)
+    await asyncio.sleep(milliseconds / 1000 if _calm.get() is None else 0)
 
 
 # Components. `given` is what the caller had by then, so that the log tells what was used.
@@ -218,7 +249,7 @@ async def _composed(path: str, run: str, kind: str, given: list[str], rest: list
             return (await call.retry(attempts=1)(path, run, given, [*rest[0], ["fail"]]))[-1:]
         case "keyed":
             pair = [call.keyed(key)(f"{path}{key}", run, given, rest[0]) for key in "ba"]
-            return [one[-1] for one in await asyncio.gather(*pair)]
+            return [_told(one) for one in await asyncio.gather(*pair, return_exceptions=True)]
         case "stream":
             return [await stream(path, run, given, rest[0])]
         case "read":
@@ -246,17 +277,21 @@ async def _branches(path: str, run: str, kind: str, given: list[str], both: list
     branches = [
         asyncio.create_task(call(f"{path}{side}", run, given, steps)) for side, steps in zip("lr", both, strict=True)
     ]
-    if kind == "parallel":
-        return [_told(one) for one in await asyncio.gather(*branches, return_exceptions=True)]
-    _, pending = await asyncio.wait(branches, return_when=asyncio.FIRST_COMPLETED)
-    if kind == "race":
-        for task in pending:
-            task.cancel()
-    first = [_told(branch.exception() or branch.result()) for branch in branches if branch not in pending]
-    await item(f"{run}:{path}!", first)
-    with contextlib.suppress(asyncio.CancelledError):
+    try:
+        if kind == "parallel":
+            return [_told(one) for one in await asyncio.gather(*branches, return_exceptions=True)]
+        _, pending = await asyncio.wait(branches, return_when=asyncio.FIRST_COMPLETED)
+        if kind == "race":
+            for task in pending:
+                task.cancel()
+        first = [_told(branch.exception() or branch.result()) for branch in branches if branch not in pending]
+        await item(f"{run}:{path}!", first)
         await asyncio.gather(*branches, return_exceptions=True)
-    return first
+        return first
+    finally:
+        for branch in branches:
+            branch.cancel()
+        await asyncio.gather(*branches, return_exceptions=True)
 
 
 def _told(result: Any) -> str:

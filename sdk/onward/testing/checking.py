@@ -94,7 +94,7 @@ class Effect:
     Attributes:
         component: The name of the component that did it.
         argument: What tells its call from others of that component: the value of one of its arguments.
-        used: Marks of results that it worked with, where the workload makes marks.
+        used: What it worked with; the marks in it have to be of results that are in the log.
     """
 
     component: str
@@ -388,7 +388,7 @@ class _Checks:
         if self.marks is None:
             return
         for effect in effects:
-            for mark in effect.used:
+            for mark in (found.group() for text in effect.used for found in self.marks.finditer(text)):
                 if mark not in self.made:
                     what = f"{effect.component}({effect.argument!r}) worked with {mark}, which is in no result"
                     self.say("acknowledged before used", what)
