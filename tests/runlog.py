@@ -122,14 +122,15 @@ async def record_of(store: Store, run: Run) -> dict[str, bytes]:
 async def places(store: Store, run: Run) -> set[str]:
     """Which of queue, leases and timers name the run, and the indexes that list it."""
     base, ref = store.place(run.namespace, run.run_id)
-    queue, lease, start, deadline, expiry = await asyncio.gather(
+    queue, alone, lease, start, deadline, expiry = await asyncio.gather(
         store.command("ZSCORE", f"{base}:queue:{run.deployment}", ref),
+        store.command("ZSCORE", f"{base}:queue:{keys.alone(run.deployment)}", ref),
         store.command("ZSCORE", f"{base}:leases", ref),
         store.command("ZSCORE", f"{base}:timers", f"s:{ref}"),
         store.command("ZSCORE", f"{base}:timers", f"d:{ref}"),
         store.command("ZSCORE", f"{base}:timers", f"x:{ref}"),
     )
-    found = {"queue": queue, "lease": lease, "start": start, "deadline": deadline, "expiry": expiry}
+    found = {"queue": queue, "alone": alone, "lease": lease, "start": start, "deadline": deadline, "expiry": expiry}
     return {name for name, score in found.items() if score is not None}
 
 

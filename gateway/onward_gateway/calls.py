@@ -138,7 +138,9 @@ class Calls:
         wait_s = checking.check_get(request)
         work = self._work
         if wait_s:
-            return await work.waiting.end_of(caller.namespace, request.run_id, wait_s, input=True, output=True)
+            return await work.waiting.end_of(
+                caller.namespace, request.run_id, wait_s, or_pause=True, input=True, output=True
+            )
         return await work.reader.run(caller.namespace, request.run_id, input=True, output=True)
 
     async def runs(self, caller: Caller, request: ListRunsRequest) -> ListRunsResponse:

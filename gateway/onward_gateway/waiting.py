@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from onward.v1.run_pb2 import Run
+from onward.v1.run_pb2 import Run, RunState
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.feed import Feed
 from onward_runlog.reader import Reader
@@ -30,9 +30,19 @@ class Waiting:
             waiter.wake()
 
     async def end_of(
-        self, namespace: str, run_id: str, wait_s: float | None, *, input: bool = False, output: bool = False
+        self,
+        namespace: str,
+        run_id: str,
+        wait_s: float | None,
+        *,
+        or_pause: bool = False,
+        input: bool = False,
+        output: bool = False,
     ) -> Run:
         """Return a run when it is terminal or `wait_s` seconds have passed; None waits without end.
+
+        Args:
+            or_pause: Return it also when it is PAUSED, and so does not end by itself.
 
         Raises:
             RunNotFound: There is no such run, or no longer.
@@ -44,17 +54,19 @@ class Waiting:
             with self._feed.follow(namespace, run_id, waiter) as followed:
                 run = await self._reader.run(namespace, run_id, input=input, output=output)
                 followed.learn(run)
-                if run.log.closed:
+                if run.log.closed or (or_pause and run.state == RunState.RUN_STATE_PAUSED):
                     return run
                 try:
                     async with asyncio.timeout(wait_s):
                         while followed.end is None and followed.failure is None and not self._draining:
+                            if or_pause and followed.paused:
+                                break
                             await waiter.woken()
                 except TimeoutError:
                     pass  # then as it stands now
                 if followed.failure is not None:
                     raise followed.failure
-                if self._draining and followed.end is None:
+                if self._draining and followed.end is None and not (or_pause and followed.paused):
                     raise draining()
                 return await self._read(namespace, run_id, input=input, output=output)
         finally:

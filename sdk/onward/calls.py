@@ -22,10 +22,11 @@ from onward.fallback import Fallback
 from onward.instance import Entered, Instance, Scope, leave
 from onward.journal import SEEN_BYTES_MAX, seen
 from onward.limits import UNLIMITED, Limits, total_timeout, try_timeout, within
-from onward.past import DELTAS, ITEMS, NEVER
+from onward.past import DELTAS, ITEMS
 from onward.replay import Diverged
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
 from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
+from onward.turns import NEVER
 from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, ROLLBACK_CAUSE_RETRY, Event
 from onward.v1.run_pb2 import Payload
 
@@ -165,6 +166,8 @@ async def begin(call: Call, instance: Instance, *, gives_again: bool = False) ->
             await journal.turns.turn(record.finished_offset, yields=True)
             if record.remembered:
                 return True
+    if journal.before_live is not None and (instance.record is None or not instance.record.called_offset):
+        await journal.cancelled_first()
     journal.started(instance, data, digest, private=call.policy.private)
     return False
 

@@ -15,7 +15,7 @@ from onward.instance import Instance
 from onward.journal import Journal, NonDeterministic, inline, now
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError, LogFull
 from onward.past import read
-from onward.replay import Replay
+from onward.replay import QUIET_S, Replay
 from onward.signature import InputInvalid, Kind, Unserializable
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_CANCELLED,
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
 """How long user code that nobody waits for any more may clean up before it is left alone."""
+
+CATCH_UP_S = 0.02
+"""How often a cancelled attempt is asked whether it has caught up with those before it."""
 
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 """A run's output is at most this long as JSON."""
@@ -97,6 +100,7 @@ class Attempt:
         self._body: asyncio.Task[Any] | None = None
         self._settled: asyncio.Future[None] | None = None
         self._cancel_reason: str | None = None
+        self._cancelling: asyncio.Task[None] | None = None
         self._grace_s = STOP_GRACE_S
         self._abandoned = False
         if cause == ATTEMPT_CAUSE_CANCELLED or run.state == RUN_STATE_CANCELLING:
@@ -141,6 +145,8 @@ class Attempt:
     def cancel(self, reason: str, grace_s: float = STOP_GRACE_S) -> None:
         """Cancel the run: user code gets CancelledError and cleans up; whatever it returns, the run ends CANCELLED.
 
+        An attempt that follows others catches up with them first, so that the code is cancelled where they were.
+
         Args:
             reason: Why, for the log.
             grace_s: How long user code may clean up before it is left alone, in seconds.
@@ -152,7 +158,8 @@ class Attempt:
             return
         self._cancel_reason = reason
         self._grace_s = grace_s
-        self._stop()
+        if self._body is not None:
+            self._begin_cancel()
 
     def abandon(self) -> None:
         """Stop without another word: the run is no longer this executor's. User code gets CancelledError."""
@@ -181,13 +188,17 @@ class Attempt:
             args, kwargs = self._workflow.signature.load_input(await self._input())
         except InputInvalid as error:
             return _failed(RunError(reason="INPUT_INVALID", message=str(error), type="onward.InvalidInput"))
-        if self._stopped(journal):
+        if journal.closed or (self._cancel_reason is not None and journal.replay is None):
             return self._stopped_as(journal)
         call = Call(
             self._workflow.name, self._workflow.signature, self._workflow.policy, root, tuple(args), kwargs, kwargs
         )
         body = self._body = journal.body = asyncio.create_task(_body(call, root), name=f"run {self._run.run_id}")
+        if self._cancel_reason is not None:
+            self._begin_cancel()
         await self._settle(body)
+        if self._cancelling is not None:
+            self._cancelling.cancel()
         await self._stop_leaked(journal)
         if not body.done():
             logger.warning(
@@ -233,6 +244,39 @@ class Attempt:
     def _set_settled(self, _: object = None) -> None:
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
+
+    def _begin_cancel(self) -> None:
+        """Cancel the body, or let it catch up with the attempts before this one first."""
+        journal = self._journal
+        if journal is None or journal.replay is None:
+            self._stop()
+            return
+        journal.before_live = self._arrive
+        self._cancelling = asyncio.create_task(self._catch_up(journal.replay), name=f"cancel {self._run.run_id}")
+
+    async def _catch_up(self, replay: Replay) -> None:
+        """Wait until all that is remembered was given, or nothing more of it is asked for."""
+        loop = asyncio.get_running_loop()
+        progress, since = replay.progress, loop.time()
+        while True:
+            await asyncio.sleep(CATCH_UP_S)
+            if replay.over and replay.turns.at_rest:
+                break
+            if replay.progress != progress:
+                progress, since = replay.progress, loop.time()
+            elif loop.time() - since > QUIET_S:
+                break
+        self._arrive()
+
+    def _arrive(self) -> None:
+        journal = self._journal
+        if journal is not None and journal.before_live is not None and not journal.closed:
+            journal.before_live = None
+            if journal.replay is not None:
+                journal.replay.strict = False
+            if self._body is not None and asyncio.current_task() is self._body:
+                self._body.cancel(self._cancel_reason or None)  # it is about to wait, and gets it there
+            self._stop()
 
     def _stop(self) -> None:
         """Cancel the body, now or as soon as there is one, and wait for it no longer than the grace."""

@@ -25,7 +25,7 @@ from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
 from onward.replay import Replay
 from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
-from onward.turns import Turns
+from onward.turns import NEVER, SETTLE_TURNS, Turns
 from onward.v1.event_pb2 import (
     CHANNEL_ITEM,
     CHANNEL_TEXT,
@@ -132,6 +132,8 @@ class Journal:
         self.turns = Turns()
         self.deadlines: dict[object, float] = {}
         """When the time of the components that run is up, in seconds since the epoch."""
+        self.before_live: Callable[[], None] | None = None
+        """Set while the run's cancellation waits for replay to catch up: what is not remembered comes after it."""
         self._digest_key = digest_key[:64]
         self.secret = secret
         """What chance is derived from; the same in every attempt."""
@@ -221,6 +223,19 @@ class Journal:
                 room.result(THREAD_WAIT_S)
             except (CancelledError, TimeoutError):
                 room.cancel()
+
+    async def cancelled_first(self) -> None:
+        """Let the run's cancellation arrive before something begins that no earlier attempt has finished.
+
+        Raises:
+            CancelledError: It has reached the caller.
+        """
+        await self.turns.turn(NEVER, yields=True)
+        if self.before_live is not None:
+            self.before_live()
+            # It goes down from the workflow's body, which may take a turn of the loop for each task in between.
+            for _ in range(SETTLE_TURNS):
+                await asyncio.sleep(0)
 
     # The journal proper
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onward.log import AttemptLog
+from onward.turns import NEVER
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_WOKEN,
     OUTCOME_CANCELLED,
@@ -27,9 +28,6 @@ ITEMS = "application/vnd.onward.items+json"
 
 DELTAS = "application/vnd.onward.deltas"
 """Media type of a memo that says: the items are the instance's deltas in the log, one each."""
-
-NEVER = 2**63 - 1
-"""An offset after every other."""
 
 _Line = tuple[str, bytes]
 

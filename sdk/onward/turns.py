@@ -17,6 +17,9 @@ from typing import Any
 SETTLE_TURNS = 8
 """After so many turns of the event loop what was given has had its effect, also where the loop never rests."""
 
+NEVER = 2**63 - 1
+"""An offset after every other."""
+
 _NOTHING: deque[object] = deque()
 
 
@@ -75,6 +78,11 @@ class Turns:
         if not self._scheduled:
             self.look()
         return True
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody waits for a turn, and what was given last has had its effect."""
+        return not self.first and not self._left
 
     def look(self) -> None:
         """See whether somebody's turn has come."""

@@ -19,15 +19,12 @@ from onward.workflows import Workflow
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.leases import Heartbeat, Renewal
 from onward_runlog.record import TERMINAL
-from onward_runlog.runs import Runs
+from onward_runlog.runs import CANCEL_GRACE_S, Runs
 from onward_runlog.store import Store
 from onward_runlog.writer import LogWriter, RedisAttemptLog
 from onward_serving.errors import Refused, draining
 
 logger = logging.getLogger(__name__)
-
-CANCEL_GRACE_S = 10.0
-"""How long user code may clean up when its cancellation was learned from the log."""
 
 HELD_EVERY_S = 5.0
 """How often watchers are told every run that is held."""
@@ -43,6 +40,7 @@ class _Held:
     number: int
     namespace: str
     run_id: str
+    alone: bool
     task: asyncio.Task[None] | None = None
     over: bool = False
     """A renewal has told that the run is terminal."""
@@ -110,6 +108,13 @@ class Holding:
                 ErrorReason.ERROR_REASON_EXECUTOR_FULL,
                 f"all {self._executor.slots} slots are taken",
             )
+        others = [held for name, held in self._held.items() if name != ref]
+        if any(held.alone for held in others) or (request.alone and others):
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ErrorReason.ERROR_REASON_EXECUTOR_FULL,
+                "this run has to be alone, or one that is held has to",
+            )
         if known is not None:  # an attempt that was given up elsewhere comes back here
             known.attempt.abandon()
         if request.HasField("lease_ttl"):
@@ -131,7 +136,7 @@ class Holding:
             digest_key=self._store.digest_key,
             trace_parent=request.trace_parent,
         )
-        held = _Held(attempt, log, request.attempt, run.namespace, run.run_id)
+        held = _Held(attempt, log, request.attempt, run.namespace, run.run_id, request.alone)
         self._held[ref] = held
         self._empty.clear()
         self.heartbeat.add(base, ref, request.attempt)
@@ -178,7 +183,7 @@ class Holding:
             if loop.time() - told_at >= HELD_EVERY_S:
                 told_at = loop.time()
                 response.held.CopyFrom(self._held_runs())
-            was_full = len(self._held) >= self._executor.slots
+            was_full = len(self._held) >= self._executor.slots or self._alone
             changed = self._changed
             yield response
             if not was_full:
@@ -194,6 +199,10 @@ class Holding:
     def running(self) -> int:
         """How many runs are held."""
         return len(self._held)
+
+    @property
+    def _alone(self) -> bool:
+        return len(self._held) == 1 and next(iter(self._held.values())).alone
 
     async def _run(self, ref: str, held: _Held) -> None:
         try:
@@ -235,6 +244,7 @@ class Holding:
         executor = Executor()
         executor.CopyFrom(self._executor)
         executor.running = len(self._held)
+        executor.alone = self._alone
         if not whole:
             executor.ClearField("workflows")
         return executor

@@ -44,6 +44,14 @@ class WrongState(RunLogError):
         self.state = state
 
 
+class LogAtLimit(WrongState):
+    """The run is PAUSED because its log is full, and would be again at once."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id, "PAUSED")
+        self.args = (f"the log of run {run_id} is at its limit: fork the run, which then goes on in a log of its own",)
+
+
 class CursorInvalid(RunLogError):
     """The cursor is malformed or of another run."""
 

@@ -66,6 +66,7 @@ class FollowedRun:
         ref: Namespace and run_id.
         last: The newest offset in the ring; -1 before anything is known.
         end: The offset of the last event of a closed log; None while it is open.
+        paused: Whether the newest event says so: nothing follows by itself.
         failure: Why nothing will follow although the log is not closed: it is gone, or was rebuilt.
         shared: For whoever makes messages from chunks: followers at the same place can use the same one. By form and
             place, with the cursor after it.
@@ -85,6 +86,7 @@ class FollowedRun:
         "known",
         "last",
         "log_id",
+        "paused",
         "reading",
         "ref",
         "shared",
@@ -95,6 +97,7 @@ class FollowedRun:
         self.ref = ref
         self.last = -1
         self.end: int | None = None
+        self.paused = False
         self.failure: RunLogError | None = None
         self.shared: dict[tuple[str, int, int], tuple[bytes, bytes]] = {}
         self.followers: set[Follower] = set()
@@ -144,8 +147,10 @@ class FollowedRun:
         self._bytes += sum(map(len, events))
         self.last += len(events)
         self.known = max(self.known, self.last)
+        self.paused = False
         if _STATE_CHANGE_TAG in events[-1]:
             change = Event.FromString(unframed(events[-1])).run_state_changed
+            self.paused = change.state == RunState.RUN_STATE_PAUSED
             if change.state in TERMINAL:
                 self.end = self.last
         if len(self._events) > 2 * RING_EVENTS_MAX or self._bytes > RING_BYTES_MAX:

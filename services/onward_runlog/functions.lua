@@ -7,9 +7,12 @@
 -- place in queue, timers, leases and listing, and one message on the wake channel.
 
 local QUEUED, RUNNING, WAITING, CANCELLING, PAUSED, SUCCEEDED, FAILED, CANCELLED = 1, 2, 3, 4, 5, 6, 7, 8
-local CAUSE_STARTED, CAUSE_LOST, CAUSE_HANDED_OVER = 1, 2, 3
+local CAUSE_STARTED, CAUSE_LOST, CAUSE_HANDED_OVER, CAUSE_RESUMED, CAUSE_CANCELLED = 1, 2, 3, 5, 6
 local HINT_BYTES_MAX = 65536
 local LANE = 2 ^ 42
+-- A run whose executors died so often is given only to an executor that holds nothing else, from a queue of its own.
+local DEATHS_SHARED = 2
+local ALONE = '\0alone'
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -68,11 +71,16 @@ local function move(base, ref, score, from, to)
   redis.call('ZADD', index(base, ref, 's=' .. to), score, run_id)
 end
 
+-- The name of the queue that a run waits in: its deployment's, or that of the runs which have to be alone.
+local function line(deployment, deaths)
+  return tonumber(deaths) >= DEATHS_SHARED and deployment .. ALONE or deployment
+end
+
 -- The queue of a deployment: higher priority first; within one, round-robin between fairness keys (start-time fair
 -- queueing: a key's next run goes one place after its last, never before the place now served); within one, first come.
 -- A key (with a priority: a lane) is remembered only while it has runs in line, so the hash is no longer than the queue.
-local function enqueue(base, deployment, ref, priority, fairness, front)
-  local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
+local function enqueue(base, name, ref, priority, fairness, front)
+  local queue, fair = base .. ':queue:' .. name, base .. ':fair:' .. name
   local place = 0
   if not front then
     local lane = priority .. '/' .. fairness
@@ -83,13 +91,13 @@ local function enqueue(base, deployment, ref, priority, fairness, front)
     redis.call('HINCRBY', fair, 'line/' .. lane, 1)
   end
   redis.call('ZADD', queue, int((100 - priority) * LANE + place), ref)
-  redis.call('SADD', base .. ':queues', deployment)
-  redis.call('PUBLISH', base .. ':queued', deployment)
+  redis.call('SADD', base .. ':queues', name)
+  redis.call('PUBLISH', base .. ':queued', name)
 end
 
 -- Takes a run out of its queue, if it is there, and returns its place; 0 is before all lanes.
-local function dequeue(base, deployment, ref, priority, fairness)
-  local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
+local function dequeue(base, name, ref, priority, fairness)
+  local queue, fair = base .. ':queue:' .. name, base .. ':fair:' .. name
   local score = redis.call('ZSCORE', queue, ref)
   if not score then return 0 end
   redis.call('ZREM', queue, ref)
@@ -99,21 +107,22 @@ local function dequeue(base, deployment, ref, priority, fairness)
   end
   if redis.call('EXISTS', queue) == 0 then
     redis.call('DEL', fair)
-    redis.call('SREM', base .. ':queues', deployment)
+    redis.call('SREM', base .. ':queues', name)
   end
   return place
 end
 
 -- Gives a queued run to an executor. The lease begins here; RUNNING begins with the first append of the attempt.
-local function give(base, ref, holder, ttl)
+local function give(base, ref, holder, ttl, alone)
   local key = base .. ':' .. ref .. ':run'
   local attempt = redis.call('HINCRBY', key, 'attempt', 1)
-  redis.call('HSET', key, 'holder', holder, 'seq', 0, 'began', 0)
+  redis.call('HSET', key, 'holder', holder, 'seq', 0, 'began', 0, 'alone', alone and 1 or 0)
   redis.call('ZADD', base .. ':leases', int(now_ms() + ttl), ref)
   return attempt
 end
 
-local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'log_id', 'last', 'state', 'deadline' }
+local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'log_id', 'last', 'state', 'deadline',
+  'alone' }
 
 local SHOWN = {
   'run', 'state', 'attempt', 'holder', 'deployment', 'log_id', 'last', 'start', 'end', 'expire', 'error', 'usage',
@@ -173,7 +182,7 @@ local function submit(keys, argv)
   if start > now_ms() then
     redis.call('ZADD', base .. ':timers', argv[8], 's:' .. ref)
   elseif argv[15] ~= '' and waiting == 0 then
-    attempt = give(base, ref, argv[15], tonumber(argv[16]))
+    attempt = give(base, ref, argv[15], tonumber(argv[16]), false)
   else
     enqueue(base, deployment, ref, priority, fairness, false)
   end
@@ -181,19 +190,21 @@ local function submit(keys, argv)
   return { 'new', attempt }
 end
 
--- claim: deployment, holder, ttl, n → up to n of {ref, DISPATCH values}
+-- claim: name of a queue, holder, ttl, n → up to n of {ref, DISPATCH values}
+-- A queue is named as its deployment, and that of the runs which have to be alone has ALONE behind that.
 local function claim(keys, argv)
-  local base, deployment, holder, ttl, n = keys[1], argv[1], argv[2], tonumber(argv[3]), tonumber(argv[4])
-  local queue, fair = base .. ':queue:' .. deployment, base .. ':fair:' .. deployment
+  local base, name, holder, ttl, n = keys[1], argv[1], argv[2], tonumber(argv[3]), tonumber(argv[4])
+  local queue, fair = base .. ':queue:' .. name, base .. ':fair:' .. name
+  local alone = string.sub(name, -#ALONE) == ALONE
   local taken = {}
   if n < 1 then return taken end
   for _, ref in ipairs(redis.call('ZRANGE', queue, 0, n - 1)) do
     local run = redis.call('HMGET', base .. ':' .. ref .. ':run', 'priority', 'fairness')
-    local place = dequeue(base, deployment, ref, run[1], run[2])
+    local place = dequeue(base, name, ref, run[1], run[2])
     if place > 0 and redis.call('EXISTS', queue) == 1 then
       redis.call('HSET', fair, 'served/' .. run[1], int(place))
     end
-    give(base, ref, holder, ttl)
+    give(base, ref, holder, ttl, alone)
     taken[#taken + 1] = { ref, dispatch(base, ref) }
   end
   return taken
@@ -324,24 +335,35 @@ local function renew(keys, argv)
   return replies
 end
 
--- cancel: ref, expire, event into CANCELLING, event into CANCELLED
+-- cancel: ref, expire, event into CANCELLING, event into CANCELLED, grace
+-- What has run before is dispatched to clean up, whether or not somebody holds it now. What has not, or is PAUSED, ends
+-- at once; and so does what nobody has come to clean up, when this is asked again after the grace.
 -- → {"missing"} | {"ok", holder, attempt, record, 1 if this call ended the run}
 local function cancel(keys, argv)
   local base, ref, expire = keys[1], argv[1], tonumber(argv[2])
   local key = base .. ':' .. ref .. ':run'
-  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness')
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness',
+    'start', 'deaths', 'cancelled')
   if not run then return { 'missing' } end
-  local state, holder, ended = tonumber(run[1]), run[3], 0
-  if not terminal(state) and not (state == CANCELLING and holder ~= '') then
+  local state, holder, now, ended = tonumber(run[1]), run[3], now_ms(), 0
+  local asked = state == CANCELLING
+  if not terminal(state) and not (asked and (holder ~= '' or now < tonumber(run[12] or 0) + tonumber(argv[5]))) then
     local appended = {}
-    local event = holder ~= '' and argv[3] or argv[4]
-    local last, added = write(base, ref, 0, tonumber(run[4]), { event }, appended)
+    local cleans_up = holder ~= '' or (run[10] and state ~= PAUSED and not asked)
+    local last, added = write(base, ref, 0, tonumber(run[4]), { cleans_up and argv[3] or argv[4] }, appended)
     redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added))
-    if holder ~= '' then
-      redis.call('HSET', key, 'state', CANCELLING)
+    local name = line(run[7], run[11])
+    if cleans_up then
+      redis.call('HSET', key, 'state', CANCELLING, 'cancelled', int(now))
       move(base, ref, run[6], state, CANCELLING)
+      if holder == '' then
+        redis.call('HSET', key, 'cause', CAUSE_CANCELLED)
+        if not redis.call('ZSCORE', base .. ':queue:' .. name, ref) then
+          enqueue(base, name, ref, tonumber(run[8]), run[9], true)
+        end
+      end
     else
-      dequeue(base, run[7], ref, run[8], run[9])
+      dequeue(base, name, ref, run[8], run[9])
       close(base, ref, key, CANCELLED, state, run[6], expire)
       ended = 1
     end
@@ -351,52 +373,83 @@ local function cancel(keys, argv)
 end
 
 -- lose: ref, attempt, why ("lost" | "expired" | "handed_over" | "refused"), expire, deaths_max, event into QUEUED, event
---   into CANCELLED, event into PAUSED, error of PAUSED
+--   into CANCELLED, event into PAUSED, error of PAUSED, event into CANCELLING
 -- "expired" holds only if the lease has run out. An attempt that never began leaves no trace in the log. Only "lost" and
--- "expired" are deaths: who seemed to refuse a run and began it all the same, its answer being lost, did not die.
+-- "expired" are deaths: who seemed to refuse a run and began it all the same, its answer being lost, did not die. The
+-- death that makes deaths_max is one that the run met alone: others may be another run's doing.
 -- → {"stale"} | {"ok", state, record if this call ended the run}
 local function lose(keys, argv)
   local base, ref, attempt, why, expire = keys[1], argv[1], tonumber(argv[2]), argv[3], tonumber(argv[4])
   local key = base .. ':' .. ref .. ':run'
   local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness',
-    'began', 'deaths')
+    'began', 'deaths', 'alone', 'start')
   if not run or tonumber(run[2]) ~= attempt or run[3] == '' then return { 'stale' } end
   if why == 'expired' then
     local expiry = tonumber(redis.call('ZSCORE', base .. ':leases', ref))
     if expiry and expiry > now_ms() then return { 'stale' } end
   end
-  local state, appended = tonumber(run[1]), {}
-  local function log(event)
+  local state, appended, began = tonumber(run[1]), {}, run[10] == '1'
+  local deaths, deaths_max = tonumber(run[11]), tonumber(argv[5])
+  if began and (why == 'lost' or why == 'expired') then
+    deaths = run[12] == '1' and deaths_max or math.min(deaths + 1, DEATHS_SHARED)
+  end
+  local function become(new, event)
     local last, added = write(base, ref, 0, tonumber(run[4]), { event }, appended)
-    redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added))
+    redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added), 'state', new)
+    move(base, ref, run[6], state, new)
+    state = new
   end
   redis.call('ZREM', base .. ':leases', ref)
-  redis.call('HSET', key, 'holder', '')
-  if state == CANCELLING then
-    log(argv[7])
-    close(base, ref, key, CANCELLED, state, run[6], expire)
+  redis.call('HSET', key, 'holder', '', 'deaths', deaths)
+  local cancelling = state == CANCELLING
+  if cancelling and (deaths >= deaths_max or not run[13]) then
+    become(CANCELLED, argv[7])
+    close(base, ref, key, CANCELLED, CANCELLED, run[6], expire)
     publish(base, appended)
     return { 'ok', CANCELLED, redis.call('HGETALL', key) }
-  elseif run[10] == '0' then
-    enqueue(base, run[7], ref, tonumber(run[8]), run[9], true)
+  elseif deaths >= deaths_max then
+    become(PAUSED, argv[8])
+    redis.call('HSET', key, 'error', argv[9])
   else
-    local deaths = tonumber(run[11])
-    if why == 'lost' or why == 'expired' then deaths = redis.call('HINCRBY', key, 'deaths', 1) end
-    if deaths >= tonumber(argv[5]) then
-      log(argv[8])
-      redis.call('HSET', key, 'state', PAUSED, 'error', argv[9])
-      move(base, ref, run[6], state, PAUSED)
-      state = PAUSED
-    else
-      log(argv[6])
-      redis.call('HSET', key, 'state', QUEUED, 'cause', why == 'handed_over' and CAUSE_HANDED_OVER or CAUSE_LOST)
-      move(base, ref, run[6], state, QUEUED)
-      enqueue(base, run[7], ref, tonumber(run[8]), run[9], true)
-      state = QUEUED
+    if cancelling then
+      redis.call('HSET', key, 'cause', CAUSE_CANCELLED)
+      if began then become(CANCELLING, argv[10]) end
+    elseif began then
+      redis.call('HSET', key, 'cause', why == 'handed_over' and CAUSE_HANDED_OVER or CAUSE_LOST)
+      become(QUEUED, argv[6])
     end
+    enqueue(base, line(run[7], deaths), ref, tonumber(run[8]), run[9], true)
   end
   publish(base, appended)
   return { 'ok', state }
+end
+
+-- resume: ref, deployment ('' keeps it), event into QUEUED, events and bytes that the log may hold
+-- Who was resumed and still goes on from there is a repeat's answer; with another deployment it is no repeat.
+-- → {"missing"} | {"state", state} | {"full"} | {"ok", record}
+local function resume(keys, argv)
+  local base, ref, deployment = keys[1], argv[1], argv[2]
+  local key = base .. ':' .. ref .. ':run'
+  local run = load(key, 'state', 'cause', 'deployment', 'last', 'bytes', 'score', 'priority', 'fairness')
+  if not run then return { 'missing' } end
+  local state, last, size = tonumber(run[1]), tonumber(run[4]), tonumber(run[5])
+  if deployment == '' then deployment = run[3] end
+  if state ~= PAUSED then
+    local repeated = tonumber(run[2]) == CAUSE_RESUMED and deployment == run[3] and
+      (state == QUEUED or state == RUNNING or state == WAITING)
+    if not repeated then return { 'state', state } end
+    return { 'ok', redis.call('HGETALL', key) }
+  end
+  if last > tonumber(argv[4]) or size > tonumber(argv[5]) then return { 'full' } end
+  local appended, added = {}
+  last, added = write(base, ref, 0, last, { argv[3] }, appended)
+  redis.call('HDEL', key, 'error')
+  redis.call('HSET', key, 'last', int(last), 'bytes', int(size + added), 'state', QUEUED, 'cause', CAUSE_RESUMED,
+    'deployment', deployment, 'deaths', 0)
+  move(base, ref, run[6], PAUSED, QUEUED)
+  enqueue(base, deployment, ref, tonumber(run[7]), run[8], false)
+  publish(base, appended)
+  return { 'ok', redis.call('HGETALL', key) }
 end
 
 -- expel: ref, expire, event into FAILED, error: the run's deadline has passed
@@ -405,7 +458,7 @@ local function expel(keys, argv)
   local base, ref = keys[1], argv[1]
   local key = base .. ':' .. ref .. ':run'
   local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'deadline', 'priority',
-    'fairness')
+    'fairness', 'deaths')
   if not run or terminal(tonumber(run[1])) then
     redis.call('ZREM', base .. ':timers', 'd:' .. ref)
     return { 'stale' }
@@ -415,7 +468,7 @@ local function expel(keys, argv)
   local appended = {}
   local last, added = write(base, ref, 0, tonumber(run[4]), { argv[3] }, appended)
   redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[5]) + added), 'error', argv[4])
-  dequeue(base, run[7], ref, run[9], run[10])
+  dequeue(base, line(run[7], run[11]), ref, run[9], run[10])
   close(base, ref, key, FAILED, tonumber(run[1]), run[6], tonumber(argv[2]))
   publish(base, appended)
   return { 'ok', run[3], tonumber(run[2]), redis.call('HGETALL', key) }
@@ -572,6 +625,7 @@ declare('append', append)
 declare('renew', renew, SMALL)
 declare('cancel', cancel)
 declare('lose', lose)
+declare('resume', resume)
 declare('expel', expel)
 declare('signal', signal)
 declare('blob', blob)

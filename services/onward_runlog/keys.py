@@ -75,11 +75,20 @@ def by_parent(run_id: str) -> str:
     return f"p={run_id}"
 
 
+ALONE = "\0alone"
+"""Ends the name of the queue of a deployment's runs that are given only to an executor which holds nothing else."""
+
+
+def alone(deployment: str) -> str:
+    """Return the name of that queue; the other one is named as the deployment."""
+    return deployment + ALONE
+
+
 def wake_channel(base: str) -> str:
     """Return the channel of Wake messages: what was appended in a partition, or that the registry changed."""
     return f"{base}:wake"
 
 
 def queued_channel(base: str) -> str:
-    """Return the channel on which a deployment's name says that a run of it waits."""
+    """Return the channel on which a queue's name says that a run waits in it."""
     return f"{base}:queued"

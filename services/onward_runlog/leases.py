@@ -65,7 +65,8 @@ class Heartbeat:
         self._on_renewal = on_renewal
         self._leases: dict[str, Held] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._stopping = False
+        self._wake = threading.Event()
         self._turned = time.monotonic()
 
     def add(self, base: str, ref: str, attempt: int) -> None:
@@ -81,8 +82,10 @@ class Heartbeat:
                 del self._leases[ref]
 
     def set_ttl(self, ttl_s: float) -> None:
-        """Take the lease time that the Scheduler names."""
-        self._ttl_s = ttl_s
+        """Take the lease time that the Scheduler names. If it is another one, the next heartbeat is now."""
+        if ttl_s != self._ttl_s:
+            self._ttl_s = ttl_s
+            self._wake.set()
 
     @contextlib.asynccontextmanager
     async def beating(self) -> AsyncIterator[Heartbeat]:
@@ -94,7 +97,8 @@ class Heartbeat:
         try:
             yield self
         finally:
-            self._stop.set()
+            self._stopping = True
+            self._wake.set()
             await asyncio.to_thread(thread.join, 2.0)
 
     def _turn(self) -> None:
@@ -110,7 +114,11 @@ class Heartbeat:
         )
         lost = False
         with client:
-            while not self._stop.wait(self._ttl_s / 3 if not lost else 0.1):
+            while True:
+                self._wake.wait(self._ttl_s / 3 if not lost else 0.1)
+                self._wake.clear()
+                if self._stopping:
+                    return
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
                     loop.call_soon_threadsafe(self._turn)
                 still_s = time.monotonic() - self._turned

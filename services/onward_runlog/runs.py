@@ -15,10 +15,10 @@ from onward.v1.event_pb2 import AttemptCause, Event, RunStateChanged, SignalRece
 from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run, RunError, RunState
 from onward_runlog import keys
-from onward_runlog.errors import QueueFull, RequestReused, RunNotFound, WrongState
+from onward_runlog.errors import LogAtLimit, QueueFull, RequestReused, RunNotFound, WrongState
 from onward_runlog.record import LISTED, pairs, run_from
 from onward_runlog.store import Store
-from onward_runlog.writer import LOG_BYTES_MAX, LOG_EVENTS_MAX, RETENTION_S
+from onward_runlog.writer import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, LOG_BYTES_MAX, LOG_EVENTS_MAX, RETENTION_S
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,18 @@ QUEUE_MAX = 100_000
 """Runs that may wait for one deployment in one partition."""
 
 DEATHS_MAX = 3
-"""A run whose executors died this often is PAUSED: it is likely what kills them."""
+"""A run whose executors died this often is PAUSED, and one that is being cancelled ends. After two deaths it is given
+only to an executor that holds nothing else, so the last one is its own doing."""
+
+CANCEL_GRACE_S = 10.0
+"""How long user code may clean up after a cancellation, unless told otherwise."""
 
 SWEEP_MAX = 500
 """What one sweep of a partition takes on of each kind."""
 
 # The fields that functions reply with, as the two lists of the same names in functions.lua.
 _SHOWN = tuple(name.encode() for name in LISTED)
-_DISPATCH = (b"run", b"input", b"attempt", b"cause", b"trace", b"deployment", b"log_id", b"last", b"state", b"deadline")
+_DISPATCH = tuple(b"run input attempt cause trace deployment log_id last state deadline alone".split())
 
 OWN_ID_CHARACTERS = 26
 """Length of a run_id that the server makes."""
@@ -49,6 +53,7 @@ class Taken:
         log_key: Where the log is.
         cause: Why there is an attempt.
         trace_parent: As submitted.
+        alone: Whether the executor may hold nothing else.
     """
 
     run: Run
@@ -56,6 +61,7 @@ class Taken:
     log_key: str
     cause: AttemptCause.ValueType
     trace_parent: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Swept:
     Attributes:
         expired: Leases that have run out.
         passed: Namespace and run_id of runs that are past their deadline.
-        queued: How many runs wait, by deployment.
+        queued: How many runs wait, by the name of the queue.
         next_timer_s: Seconds until the partition's next timer; None without one.
     """
 
@@ -107,6 +113,8 @@ class Runs:
     Args:
         store: The store.
         retention_s: How long a finished run is kept, in seconds.
+        cancel_grace_s: How long nobody may have come to clean up after a cancelled run, in seconds: from then on it is
+            ended by the next call of `cancel`.
         on_end: Called with a run that a transition of ours has ended, and the traceparent it was submitted with.
     """
 
@@ -115,11 +123,13 @@ class Runs:
         store: Store,
         *,
         retention_s: float = RETENTION_S,
+        cancel_grace_s: float = CANCEL_GRACE_S,
         on_end: Callable[[Run, str], None] = lambda _run, _trace_parent: None,
     ) -> None:
         self._store = store
         self._on_end = on_end
         self._retention_ms = int(retention_s * 1000)
+        self._cancel_grace_ms = int(cancel_grace_s * 1000)
 
     async def submit(
         self, run: Run, *, trace_parent: str = "", holder: str = "", ttl_s: float = 0.0
@@ -193,9 +203,15 @@ class Runs:
         cause = AttemptCause.ATTEMPT_CAUSE_STARTED
         return static, False, Taken(given, given.attempt, keys.log(base, ref), cause, trace_parent)
 
-    async def claim(self, base: str, deployment: str, *, holder: str, ttl_s: float, limit: int) -> list[Taken]:
-        """Give up to `limit` queued runs of a partition to an executor; each lease of `ttl_s` seconds begins here."""
-        replies = await self._store.call("claim", base, deployment, holder, int(ttl_s * 1000), limit)
+    async def claim(self, base: str, queue: str, *, holder: str, ttl_s: float, limit: int) -> list[Taken]:
+        """Give up to `limit` queued runs of a partition to an executor; each lease of `ttl_s` seconds begins here.
+
+        Args:
+            base: The partition.
+            queue: A deployment, or `keys.alone` of it.
+            holder: The executor.
+        """
+        replies = await self._store.call("claim", base, queue, holder, int(ttl_s * 1000), limit)
         taken = []
         for ref, values in replies:
             record = dict(zip(_DISPATCH, values, strict=True))
@@ -204,7 +220,10 @@ class Runs:
         return taken
 
     async def cancel(self, namespace: str, run_id: str, reason: str) -> tuple[Run, Holder]:
-        """Ask for a run's end. A run that nobody holds ends at once; on a terminal run nothing happens.
+        """Ask for a run's end. What has run before cleans up first, wherever it is; on a terminal run nothing happens.
+
+        A run that has not begun, or is PAUSED, ends at once. So does one that waits for an executor to clean up in, if
+        the grace has passed since this was asked first.
 
         Raises:
             RunNotFound: There is no such run.
@@ -217,6 +236,7 @@ class Runs:
             self._retention_ms,
             _state_event(RunState.RUN_STATE_CANCELLING, reason=reason),
             _state_event(RunState.RUN_STATE_CANCELLED, reason=reason),
+            self._cancel_grace_ms,
         )
         if status == b"missing":
             raise RunNotFound(run_id)
@@ -254,10 +274,41 @@ class Runs:
             _state_event(RunState.RUN_STATE_CANCELLED, reason=reason),
             _state_event(RunState.RUN_STATE_PAUSED, error=error, reason=reason),
             error.SerializeToString(),
+            _state_event(RunState.RUN_STATE_CANCELLING, reason=reason),
         )
         if len(rest) > 1:
             self._tell_end(rest[1])
         return bool(status == b"ok")
+
+    async def resume(self, namespace: str, run_id: str, *, deployment: str = "") -> Run:
+        """Queue a paused run, and count its deaths from the start. A repeat finds it queued or running, and returns it.
+
+        Args:
+            deployment: The build that runs it from now on; empty keeps it.
+
+        Raises:
+            RunNotFound: There is no such run.
+            WrongState: It is not paused.
+            LogAtLimit: Its log has no room to go on.
+        """
+        base, ref = self._store.place(namespace, run_id)
+        status, *rest = await self._store.call(
+            "resume",
+            base,
+            ref,
+            deployment,
+            _state_event(RunState.RUN_STATE_QUEUED, reason="resumed"),
+            LOG_EVENTS_MAX - BATCH_EVENTS_MAX,
+            LOG_BYTES_MAX - BATCH_BYTES_MAX,
+        )
+        match status:
+            case b"missing":
+                raise RunNotFound(run_id)
+            case b"state":
+                raise WrongState(run_id, state_name(rest[0]))
+            case b"full":
+                raise LogAtLimit(run_id)
+        return run_from(pairs(rest[0]))
 
     async def expel(self, namespace: str, run_id: str) -> Holder | None:
         """Fail a run whose deadline has passed, and return who held it; None if it was not so."""
@@ -355,6 +406,7 @@ class Runs:
             log_key=keys.log(base, ref),
             cause=AttemptCause.ValueType(int(record[b"cause"] or 0)),
             trace_parent=(record[b"trace"] or b"").decode(),
+            alone=record[b"alone"] == b"1",
         )
 
 

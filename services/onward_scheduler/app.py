@@ -40,7 +40,7 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
         deployments = await stack.enter_async_context(Deployments(store).following())
-        runs = Runs(store, retention_s=settings.retention_s, on_end=_emit_span)
+        runs = Runs(store, retention_s=settings.retention_s, cancel_grace_s=settings.cancel_grace_s, on_end=_emit_span)
         dispatcher = await stack.enter_async_context(
             Dispatcher(
                 store, runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s

@@ -96,10 +96,16 @@ class Dispatcher:
             if message is not None:
                 self.note_queued(channels[message.channel], message.data.decode())
 
-    def note_queued(self, base: str, deployment: str) -> None:
-        """Learn that a partition holds queued runs of a deployment."""
-        self._queued.setdefault(deployment, {})[base] = None
+    def note_queued(self, base: str, queue: str) -> None:
+        """Learn that runs wait in a queue of a partition: a deployment's, or its other one (see keys.alone)."""
+        self._queued.setdefault(queue, {})[base] = None
         self._wanted.set()
+
+    def note_alone(self, queues: set[str]) -> None:
+        """Learn of all queues there are, and keep no executor free for runs that another Scheduler has handed out."""
+        for queue in [name for name in self._queued if name.endswith(keys.ALONE) and name not in queues]:
+            del self._queued[queue]
+            self.fleet.keep_none(queue.removesuffix(keys.ALONE))
 
     def cancel(self, run: Run, holder: Holder) -> None:
         """Tell the holder of a run that its cancellation was asked for. A hint: its next append says the same."""
@@ -116,7 +122,7 @@ class Dispatcher:
             self._spawn(_tell(link.stub.Notify(request, timeout=EXECUTE_TIMEOUT_S)))
 
     def _on_room(self, deployment: str) -> None:
-        if deployment in self._queued:
+        if deployment in self._queued or keys.alone(deployment) in self._queued:
             self._wanted.set()
 
     async def _on_death(self, executor_id: str) -> None:
@@ -132,9 +138,13 @@ class Dispatcher:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            for deployment in list(self._queued):
+            # Those that have to be alone first, or no executor would ever be idle.
+            for queue in sorted(self._queued, key=lambda name: not name.endswith(keys.ALONE)):
                 try:
-                    await self._claim(deployment)
+                    if queue.endswith(keys.ALONE):
+                        await self._claim_alone(queue, queue.removesuffix(keys.ALONE))
+                    else:
+                        await self._claim(queue)
                 except StoreUnavailable as error:
                     logger.warning("cannot claim runs: %s", error)
 
@@ -154,15 +164,27 @@ class Dispatcher:
             await asyncio.gather(*claims)
         self._queued.pop(deployment, None)
 
-    async def _claim_one(self, base: str, deployment: str, link: Link) -> None:
+    async def _claim_alone(self, queue: str, deployment: str) -> None:
+        """Claim one by one for executors that hold nothing, and keep one free where there is none."""
+        while bases := list(self._queued.get(queue, ())):
+            link = self.fleet.reserve_alone(deployment)
+            if link is None:
+                return
+            del self._queued[queue][bases[0]]
+            await self._claim_one(bases[0], queue, link)
+        self._queued.pop(queue, None)
+        self.fleet.keep_none(deployment)
+
+    async def _claim_one(self, base: str, queue: str, link: Link) -> None:
         try:
-            taken = await self._runs.claim(base, deployment, holder=link.executor_id, ttl_s=self._lease_ttl_s, limit=1)
+            taken = await self._runs.claim(base, queue, holder=link.executor_id, ttl_s=self._lease_ttl_s, limit=1)
         except BaseException:
             link.offered -= 1
-            self.note_queued(base, deployment)
+            self.note_queued(base, queue)
             raise
         if taken:
-            self.note_queued(base, deployment)  # there may be more
+            link.executor.alone = taken[0].alone
+            self.note_queued(base, queue)  # there may be more
             self._spawn(self._hand_over(link, taken[0]))
         else:
             link.offered -= 1
@@ -177,6 +199,7 @@ class Dispatcher:
             cause=taken.cause,
             lease_ttl=ttl,
             trace_parent=taken.trace_parent,
+            alone=taken.alone,
         )
         if taken.run.HasField("deadline"):
             request.deadline.CopyFrom(taken.run.deadline)
@@ -186,6 +209,7 @@ class Dispatcher:
             return
         except grpc.aio.AioRpcError as error:
             logger.info("executor %s did not take run %s: %s", link.executor_id, taken.run.run_id, error.code())
+            link.executor.alone = False  # as far as this run goes; else its Watch says so
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 link.executor.running = link.executor.slots  # until it says otherwise
             else:

@@ -36,6 +36,7 @@ class Link:
         offered: Runs offered to it that it has not answered for.
         present: Whether its Watch stream is open.
         rest_until: Loop time until which it gets no run.
+        kept: Whether it gets no run until it holds none: then it takes one that has to be alone.
     """
 
     executor: Executor
@@ -44,6 +45,7 @@ class Link:
     offered: int = 0
     present: bool = False
     rest_until: float = 0.0
+    kept: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
@@ -54,9 +56,19 @@ class Link:
     @property
     def free(self) -> int:
         """How many more runs it can be offered."""
-        if not self.present or self.executor.draining or self.rest_until > asyncio.get_running_loop().time():
+        if self.kept or self.executor.alone or not self.awake:
             return 0
         return self.executor.slots - self.executor.running - self.offered
+
+    @property
+    def idle(self) -> bool:
+        """Whether it holds no run, and can be offered one."""
+        return self.awake and not self.executor.running and not self.offered
+
+    @property
+    def awake(self) -> bool:
+        """Whether it takes runs at all."""
+        return self.present and not self.executor.draining and self.rest_until <= asyncio.get_running_loop().time()
 
 
 class Fleet:
@@ -122,9 +134,31 @@ class Fleet:
             best.offered += 1
         return best
 
-    def room(self, deployment: str) -> int:
-        """Return how many runs of a deployment could be handed out now."""
-        return sum(max(0, link.free) for link in self._links.values() if link.executor.deployment == deployment)
+    def reserve_alone(self, deployment: str) -> Link | None:
+        """Count one run as offered to an executor of a deployment that holds none.
+
+        Where there is none, one gets nothing more until it is idle, and None is returned. All Schedulers keep the same
+        one free, so that it becomes idle though each of them hands out runs.
+        """
+        links = [link for link in self._links.values() if link.executor.deployment == deployment and link.awake]
+        for link in links:
+            link.kept = False
+        idle = [link for link in links if link.idle]
+        if idle:
+            chosen = min(idle, key=lambda link: link.executor_id)
+            chosen.offered += 1
+            return chosen
+        sharing = [link for link in links if not link.executor.alone]
+        if sharing:
+            min(sharing, key=lambda link: link.executor_id).kept = True
+        return None
+
+    def keep_none(self, deployment: str) -> None:
+        """Nothing has to be alone any more: every executor of a deployment gets runs."""
+        for link in self._links.values():
+            if link.kept and link.executor.deployment == deployment:
+                link.kept = False
+                self._on_room(deployment)
 
     def rest(self, link: Link, pause_s: float = PENALTY_S) -> None:
         """Give no run for `pause_s` seconds to an executor that did not take one, or let a lease run out."""
@@ -162,8 +196,9 @@ class Fleet:
                 link.executor.running = response.executor.running
                 link.executor.slots = response.executor.slots
                 link.executor.draining = response.executor.draining
+                link.executor.alone = response.executor.alone
                 link.present = True
-                if link.free > 0:
+                if link.free > 0 or link.idle:
                     self._on_room(link.executor.deployment)
         finally:
             call.cancel()

@@ -31,10 +31,9 @@ from onward.v1.scheduler_service_pb2 import (
 )
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from onward_runlog import registry
-from onward_runlog.deployments import Deployments
-from onward_runlog.errors import WrongState
+from onward_runlog.deployments import Deployments, Served
 from onward_runlog.record import TERMINAL
-from onward_runlog.runs import Runs, new_run_id, state_name
+from onward_runlog.runs import Runs, new_run_id
 from onward_runlog.store import Store
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.settings import Settings
@@ -85,10 +84,16 @@ class SchedulerServicer(SchedulerServiceServicer):
             return DeliverSignalResponse(offset=offset, replayed=replayed)
 
     async def WakeRun(self, request: WakeRunRequest, context: Context) -> WakeRunResponse:
-        """See SchedulerService.WakeRun. No run parks yet, and a paused one cannot go on without replay."""
+        """See SchedulerService.WakeRun."""
         async with rpc_errors(context):
-            run = await self._runs.get(request.namespace, request.run_id)
-            raise WrongState(run.run_id, state_name(run.state))
+            self._check_taking()
+            deployment = request.deployment
+            if deployment or self._settings.resume_on_newest:
+                run = await self._runs.get(request.namespace, request.run_id)
+                deployment = (await self._served(run.workflow, deployment)).deployment
+            run = await self._runs.resume(request.namespace, request.run_id, deployment=deployment)
+            run.ClearField("input")
+            return WakeRunResponse(run=run)
 
     async def RegisterExecutor(self, request: RegisterExecutorRequest, context: Context) -> RegisterExecutorResponse:
         """See SchedulerService.RegisterExecutor."""
@@ -127,23 +132,28 @@ class SchedulerServicer(SchedulerServiceServicer):
             executor.draining = link.executor.draining
         return executor
 
-    async def _run_of(self, request: SubmitRunRequest) -> Run:
-        start = request.start
-        served = await self._deployments.choose(start.workflow, start.deployment)
-        if served is None and start.deployment:
+    async def _served(self, workflow: str, deployment: str) -> Served:
+        """Return who takes a run of a workflow: the deployment that is named, else the one that takes new runs."""
+        served = await self._deployments.choose(workflow, deployment)
+        if served is None and deployment:
             raise Refused(
                 grpc.StatusCode.NOT_FOUND,
                 ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND,
-                f"no deployment {start.deployment!r} serves workflow {start.workflow!r}",
-                {"deployment": start.deployment},
+                f"no deployment {deployment!r} serves workflow {workflow!r}",
+                {"deployment": deployment},
             )
         if served is None:
             raise Refused(
                 grpc.StatusCode.NOT_FOUND,
                 ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
-                f"no deployment serves workflow {start.workflow!r}: start an executor that does",
-                {"workflow": start.workflow},
+                f"no deployment serves workflow {workflow!r}: start an executor that does",
+                {"workflow": workflow},
             )
+        return served
+
+    async def _run_of(self, request: SubmitRunRequest) -> Run:
+        start = request.start
+        served = await self._served(start.workflow, start.deployment)
         run = Run(
             run_id=start.run_id or new_run_id(request.namespace, start.request_id),
             namespace=request.namespace,

@@ -18,9 +18,11 @@ class Settings:
     retention_s: float = 7 * 24 * 3600.0
     """How long a finished run, its log and its request_id are kept."""
     cancel_grace_s: float = 10.0
-    """How long user code may clean up after a cancellation."""
+    """How long user code may clean up after a cancellation, and how long it may take until somebody comes to do it."""
     shutdown_grace_s: float = 10.0
     """How long calls under way may take after SIGTERM."""
+    resume_on_newest: bool = False
+    """A paused run that is resumed without naming a deployment goes on in the one that takes new runs."""
     allow_unfit_store: bool = False
     """Serve also from a store that may lose what it acknowledged."""
 

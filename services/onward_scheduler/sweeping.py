@@ -58,14 +58,15 @@ class Sweeper:
             self._lost = self._store.connection.lost
             self._judge_from = now + self._lease_ttl_s
         pause_s = min(SWEEP_S, self._lease_ttl_s / 4) * random.uniform(0.8, 1.0)
+        self._dispatcher.note_alone({queue for partition in swept.values() for queue in partition.queued})
         for base, partition in swept.items():
             if now >= self._judge_from:
                 for lease in partition.expired:
                     await self._expire(lease)
             for namespace, run_id in partition.passed:
                 await self._expel(namespace, run_id)
-            for deployment in partition.queued:
-                self._dispatcher.note_queued(base, deployment)
+            for queue in partition.queued:
+                self._dispatcher.note_queued(base, queue)
             if partition.next_timer_s is not None:
                 pause_s = min(pause_s, max(SWEEP_MIN_S, partition.next_timer_s))
         executors = await registry.executors(self._store)

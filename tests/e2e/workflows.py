@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from onward import component, publish, status, workflow
 from onward import map as omap
@@ -90,3 +93,33 @@ async def fail(message: str = "no") -> str:
 async def echo(value: str = "") -> str:
     """Return what it was given."""
     return value
+
+
+@component
+async def drink(cup: str) -> str:
+    """Kill the process as long as there is poison in the cup."""
+    if Path(cup).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+@workflow
+async def poison(cup: str) -> str:
+    """Take whoever runs it down."""
+    await double(1)
+    return await drink(cup)
+
+
+@workflow
+async def saga(seconds: float = 60.0) -> int:
+    """Do two things, take a while, and undo both when it is called off."""
+    done: list[int] = []
+    try:
+        done += [await double(1)]
+        done += [await double(2)]
+        await pause(seconds)
+    finally:
+        for number in done:
+            status(f"undoes {number}")
+            await double(-number)
+    return sum(done)

@@ -335,7 +335,7 @@ async def test_every_transition_wakes_those_who_follow(store: Store, runs: Runs)
         else:
             [appended] = wake_of(message).appended
             told_of += told([Event.FromString(data) for data in appended.events])
-    assert told_of == ["build", "QUEUED", "a", "build", "QUEUED", "CANCELLED"]
+    assert told_of == ["build", "QUEUED", "a", "build", "QUEUED", "CANCELLING"]
     await heard.aclose()
 
 

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.gateway import Door, Log, bare_redis, begun, client, delta, follow, gateway, refused, serve_workflow
-from tests.runlog import log_of
+from tests.runlog import append, ended, log_of
 
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.gateway_service_pb2 import (
@@ -313,6 +313,17 @@ async def test_get_run_waits_for_the_end(door: Door, store: Store) -> None:
         assert run.log.closed
     ended = await door.stub.GetRun(GetRunRequest(run_id="run", wait=Duration(seconds=30)))
     assert ended.run == run
+
+
+async def test_get_run_does_not_wait_for_a_paused_run(door: Door, store: Store) -> None:
+    """It does not end by itself: whoever waits is told at once, and so is who comes later."""
+    log = await begun(store)
+    waits = asyncio.ensure_future(door.stub.GetRun(GetRunRequest(run_id="run", wait=Duration(seconds=60))))
+    await log.append(delta())
+    await append(store, log.run, 1, 2, ended(RunState.RUN_STATE_PAUSED), end=RunState.RUN_STATE_PAUSED)
+    assert (await waits).run.state == RunState.RUN_STATE_PAUSED
+    again = await door.stub.GetRun(GetRunRequest(run_id="run", wait=Duration(seconds=60)))
+    assert again.run.state == RunState.RUN_STATE_PAUSED
 
 
 async def test_invoke_names_its_run_at_once_and_waits_for_the_end(door: Door, store: Store) -> None:

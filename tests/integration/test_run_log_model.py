@@ -59,6 +59,10 @@ class Model:
     sequence: int = 0
     began: bool = False
     deaths: int = 0
+    alone: bool = False
+    """Whether the attempt in force was given out alone."""
+    started: bool = False
+    resumed: bool = False
     in_queue: bool = False
     in_front: bool = False
     place: int = 0
@@ -78,7 +82,8 @@ class Model:
     def places(self) -> set[str]:
         """Where the store should know it from."""
         found = {
-            "queue": self.in_queue,
+            "queue": self.in_queue and self.deaths < 2,
+            "alone": self.in_queue and self.deaths >= 2,
             "lease": self.holder != "",
             "start": self.delayed,
             "deadline": self.deadline,
@@ -128,7 +133,7 @@ class RunLogMachine(RuleBasedStateMachine):
         if deadline:
             run.deadline.CopyFrom(far)
         model = Model(run, delayed=delayed, deadline=deadline)
-        nobody_waits = not any(other.in_queue for other in self._models.values())
+        nobody_waits = not any("queue" in other.places for other in self._models.values())
         kept, replayed, taken = self._do(self._runs.submit(run, holder="e1" if at_once else "", ttl_s=60))
         assert not replayed
         assert (taken is not None) == (at_once and nobody_waits and not delayed)
@@ -146,12 +151,13 @@ class RunLogMachine(RuleBasedStateMachine):
         assert (kept.run_id, kept.state, replayed, taken) == (model.run.run_id, model.state, True, None)
 
     @precondition(lambda self: any(model.in_queue for model in self._models.values()))
-    @rule(ttl_s=st.sampled_from([0, 60]), limit=st.integers(1, 2))
-    def claim(self, ttl_s: int, limit: int) -> None:
-        waiting = [model for model in self._models.values() if model.in_queue]
+    @rule(ttl_s=st.sampled_from([0, 60]), limit=st.integers(1, 2), alone=st.booleans())
+    def claim(self, ttl_s: int, limit: int, *, alone: bool) -> None:
+        queue = keys.alone(self._name) if alone else self._name
+        waiting = [model for model in self._models.values() if ("alone" if alone else "queue") in model.places]
         waiting.sort(key=lambda model: (-model.run.priority, not model.in_front, model.place))
         fronts = [(model.run.priority, model.in_front) for model in waiting[:limit]]
-        taken = self._do(self._runs.claim(BASE, self._name, holder="e2", ttl_s=ttl_s, limit=limit))
+        taken = self._do(self._runs.claim(BASE, queue, holder="e2", ttl_s=ttl_s, limit=limit))
         models = [self._models[each.run.run_id] for each in taken]
         assert [(model.run.priority, model.in_front) for model in models] == fronts
         assert [model for model in models if not model.in_front] == [m for m in waiting[:limit] if not m.in_front]
@@ -159,8 +165,8 @@ class RunLogMachine(RuleBasedStateMachine):
             assert model.in_queue
             model.in_queue = False
             model.attempt += 1
-            model.holder, model.sequence, model.began = "e2", 0, False
-            assert each.attempt == model.attempt
+            model.holder, model.sequence, model.began, model.alone = "e2", 0, False, alone
+            assert (each.attempt, each.alone, each.run.state) == (model.attempt, alone, model.state)
 
     @precondition(lambda self: self._models)
     @rule(
@@ -213,7 +219,7 @@ class RunLogMachine(RuleBasedStateMachine):
         else:
             expected = "ok"
             model.sequence = sequence
-            model.began = True
+            model.began = model.started = True
             if model.state == QUEUED:
                 model.state = RUNNING
             for event in events:
@@ -258,39 +264,58 @@ class RunLogMachine(RuleBasedStateMachine):
         assert stood == (attempt == model.attempt and model.holder != "")
         if not stood:
             return
-        model.holder = ""
-        if model.state == CANCELLING:
+        model.holder, model.resumed = "", model.resumed and not model.began
+        if model.began and why in ("lost", "expired"):
+            model.deaths = 3 if model.alone else min(2, model.deaths + 1)
+        if model.state == CANCELLING and (model.deaths == 3 or not model.started):
             model.tell("CANCELLED")
             model.end(CANCELLED)
-        elif not model.began:
-            self._enqueue(model, front=True)
+        elif model.deaths == 3:
+            model.tell("PAUSED")
+            model.state = PAUSED
         else:
-            model.deaths += why in ("lost", "expired")
-            if model.deaths >= 3:
-                model.tell("PAUSED")
-                model.state = PAUSED
-            else:
-                model.tell("QUEUED")
+            if model.began and model.state != CANCELLING:
                 model.state = QUEUED
-                self._enqueue(model, front=True)
+            if model.began:
+                model.tell(RunState.Name(RunState.ValueType(model.state)).removeprefix("RUN_STATE_"))
+            self._enqueue(model, front=True)
 
     async def _run_out(self, model: Model) -> None:
         _, ref = self._store.place(self._name, model.run.run_id)
         await self._store.command("ZADD", f"{BASE}:leases", "XX", 0, ref)
 
     @precondition(lambda self: self._models)
-    @rule(which=st.integers(0, 9))
-    def cancel(self, which: int) -> None:
+    @rule(which=st.integers(0, 9), patient=st.booleans())
+    def cancel(self, which: int, *, patient: bool) -> None:
         model = self._pick(which)
-        run, holder = self._do(self._runs.cancel(self._name, model.run.run_id, "enough"))
+        runs = self._runs if patient else Runs(self._store, cancel_grace_s=0)
+        run, holder = self._do(runs.cancel(self._name, model.run.run_id, "enough"))
         if model.state not in TERMINAL:
-            if not model.holder:
+            asked = model.state == CANCELLING
+            if not model.holder and (not patient if asked else model.state == PAUSED or not model.started):
                 model.tell("CANCELLED")
                 model.end(CANCELLED)
-            elif model.state != CANCELLING:
+            elif not asked:
                 model.tell("CANCELLING")
                 model.state = CANCELLING
         assert (run.state, holder) == (model.state, Holder(model.holder, model.attempt))
+
+    @precondition(lambda self: self._models)
+    @rule(which=st.integers(0, 9))
+    def resume(self, which: int) -> None:
+        model = self._pick(which)
+        try:
+            run = self._do(self._runs.resume(self._name, model.run.run_id))
+        except WrongState:
+            assert model.state != PAUSED
+            assert not (model.resumed and model.state in (QUEUED, RUNNING))
+            return
+        if model.state == PAUSED:
+            model.tell("QUEUED")
+            model.state, model.deaths, model.resumed = QUEUED, 0, True
+            self._enqueue(model, front=False)
+        assert model.resumed
+        assert run.state == model.state
 
     @precondition(lambda self: self._models)
     @rule(which=st.integers(0, 9), passed=st.booleans())

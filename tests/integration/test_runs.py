@@ -32,7 +32,7 @@ from onward.v1.event_pb2 import AttemptCause
 from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Payload, Run, RunState
 from onward_runlog import keys
-from onward_runlog.errors import QueueFull, RequestReused, RunNotFound, WrongState
+from onward_runlog.errors import LogAtLimit, QueueFull, RequestReused, RunNotFound, WrongState
 from onward_runlog.runs import Holder, Lease, Runs, Taken, new_run_id
 from onward_runlog.store import Store
 
@@ -57,9 +57,11 @@ async def running(store: Store, runs: Runs, run: Run | None = None, *, ttl_s: fl
     return run
 
 
-async def die(store: Store, runs: Runs, run: Run, why: str = "lost") -> None:
+async def die(store: Store, runs: Runs, run: Run, why: str = "lost", *, alone: bool = False) -> None:
     """Claim the run, begin, and be lost."""
-    [taken] = await claim(runs)
+    queue = keys.alone("build") if alone else "build"
+    [taken] = await runs.claim(BASE, queue, holder="e1", ttl_s=60, limit=1)
+    assert taken.alone == alone
     await append(store, run, taken.attempt, 1, status(f"attempt {taken.attempt}"))
     assert await runs.lose(run.namespace, run.run_id, taken.attempt, why)
 
@@ -352,8 +354,8 @@ async def paused(store: Store, runs: Runs) -> Run:
 Made = Callable[[Store, Runs], Awaitable[Run]]
 
 
-@pytest.mark.parametrize("made", [queued, lost, paused])
-async def test_cancelling_a_run_that_nobody_holds_ends_it(store: Store, runs: Runs, made: Made) -> None:
+@pytest.mark.parametrize("made", [queued, paused])
+async def test_cancelling_a_run_that_has_nothing_to_clean_up_ends_it(store: Store, runs: Runs, made: Made) -> None:
     run = await made(store, runs)
     cancelled, holder = await runs.cancel("default", "run", "enough")
     assert (cancelled.state, holder.executor_id) == (CANCELLED, "")
@@ -366,6 +368,26 @@ async def test_cancelling_a_run_that_nobody_holds_ends_it(store: Store, runs: Ru
     assert await places(store, run) == {"expiry"}
     assert await listed_in(store, run) == {"all", "w=blog", "s=8"}
     assert await claim(runs, 9) == []
+
+
+async def test_cancelling_a_run_that_waits_for_another_attempt_lets_it_clean_up(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its place in the line. A repeat changes nothing, but where nobody came within the grace it ends it."""
+    run = await lost(store, runs)
+    cancelling, holder = await runs.cancel("default", "run", "enough")
+    assert (cancelling.state, holder) == (CANCELLING, Holder("", 1))
+    assert await places(store, run) == {"queue"}
+    assert await listed_in(store, run) == {"all", "w=blog", "s=4"}
+    assert (await runs.cancel("default", "run", "again"))[0] == cancelling
+    [taken] = await claim(runs)
+    assert (taken.run.state, taken.cause) == (CANCELLING, AttemptCause.ATTEMPT_CAUSE_CANCELLED)
+    at_once = Runs(store, cancel_grace_s=0)
+    assert (await at_once.cancel("default", "run", "now"))[0].state == CANCELLING, "somebody has come"
+    await runs.lose("default", "run", 2, "refused")
+    assert (await at_once.cancel("default", "run", "now"))[0].state == CANCELLED
+    assert told(await log_of(store, run))[-2:] == ["CANCELLING", "CANCELLED"]
+    assert await places(store, run) == {"expiry"}
 
 
 @pytest.mark.parametrize("made", [held, running])
@@ -491,9 +513,8 @@ async def test_a_run_that_was_begun_and_then_refused_is_queued_again_in_the_open
 
 
 async def test_a_run_that_kills_its_executors_is_paused_at_the_third(store: Store, runs: Runs) -> None:
-    run = await queued(store, runs)
-    for _ in range(3):
-        await die(store, runs, run)
+    run = await poisonous(store, runs)
+    await die(store, runs, run, alone=True)
     stopped = await runs.get("default", "run")
     assert (stopped.state, stopped.error.reason, stopped.executor_id) == (PAUSED, "EXECUTOR_LOST", "")
     last = (await log_of(store, run))[-1]
@@ -503,15 +524,130 @@ async def test_a_run_that_kills_its_executors_is_paused_at_the_third(store: Stor
     assert (await append(store, run, 3, 2, status("zombie"))).status == "fenced"
 
 
-async def test_losing_a_run_that_is_being_cancelled_ends_it(store: Store, runs: Runs) -> None:
-    """There is nobody left to clean up."""
+async def poisonous(store: Store, runs: Runs) -> Run:
+    """A run under which two executors have died."""
+    run = await queued(store, runs)
+    for _ in range(2):
+        await die(store, runs, run)
+    return run
+
+
+async def test_a_run_whose_executors_died_twice_is_given_out_alone(store: Store, runs: Runs) -> None:
+    """It waits in a line of its own, and what is no death leaves it there."""
+    run = await poisonous(store, runs)
+    assert await places(store, run) == {"alone"}
+    assert await claim(runs, 9) == []
+    for why in ("handed_over", "refused"):
+        await die(store, runs, run, why, alone=True)
+        assert await places(store, run) == {"alone"}
+    assert (await runs.sweep())[BASE].queued == {keys.alone("build"): 1}
+    await runs.cancel("default", "run", "")
+    assert await places(store, run) == {"alone"}, "what is cancelled may be what kills"
+
+
+async def test_who_shares_executors_with_a_poisonous_run_is_not_paused(store: Store, runs: Runs) -> None:
+    """An attempt that was not alone, begun before the count was known, counts no third death."""
+    run = await poisonous(store, runs)
+    [taken] = await runs.claim(BASE, keys.alone("build"), holder="e1", ttl_s=60, limit=1)
+    await store.command("HSET", keys.run(BASE, "default/run"), "alone", 0)
+    await append(store, run, taken.attempt, 1, status())
+    await runs.lose("default", "run", taken.attempt, "lost")
+    assert await state_of(runs, run) == QUEUED
+
+
+@pytest.mark.parametrize("why", ["lost", "expired", "handed_over"])
+async def test_a_lost_run_that_is_being_cancelled_is_given_out_to_clean_up(store: Store, runs: Runs, why: str) -> None:
+    """Before all others of its priority, and told why."""
+    run = await running(store, runs, ttl_s=0)
+    await runs.cancel("default", "run", "enough")
+    await runs.submit(a_run("other"))
+    assert await runs.lose("default", "run", 1, why, reason="gone")
+    assert not await runs.lose("default", "run", 1, why)
+    assert await state_of(runs, run) == CANCELLING
+    assert told(await log_of(store, run)) == ["QUEUED", "began", "CANCELLING", "CANCELLING"]
+    assert await places(store, run) == {"queue"}
+    assert await listed_in(store, run) == {"all", "w=blog", "s=4"}
+    [taken] = await claim(runs)
+    assert (taken.run.run_id, taken.run.state) == ("run", CANCELLING)
+    assert taken.cause == AttemptCause.ATTEMPT_CAUSE_CANCELLED
+    assert (await append(store, run, 2, 1, status("cleaning up"))).state == CANCELLING
+    await append(store, run, 2, 2, ended(CANCELLED), end=CANCELLED)
+    assert await places(store, run) == {"expiry"}
+
+
+async def test_a_run_that_kills_whoever_cleans_up_after_it_ends(store: Store, runs: Runs) -> None:
     run = await running(store, runs)
     await runs.cancel("default", "run", "enough")
-    assert await runs.lose("default", "run", 1, "lost")
+    await runs.lose("default", "run", 1, "lost")
+    await die(store, runs, run)
+    assert await state_of(runs, run) == CANCELLING
+    await die(store, runs, run, alone=True)
     assert await state_of(runs, run) == CANCELLED
-    assert told(await log_of(store, run)) == ["QUEUED", "began", "CANCELLING", "CANCELLED"]
     assert await places(store, run) == {"expiry"}
-    assert not await runs.lose("default", "run", 1, "lost")
+
+
+async def test_a_cancelled_run_that_never_began_has_nothing_to_clean_up(store: Store, runs: Runs) -> None:
+    run = await held(store, runs)
+    await runs.cancel("default", "run", "enough")
+    await runs.lose("default", "run", 1, "refused")
+    assert told(await log_of(store, run)) == ["QUEUED", "CANCELLING", "CANCELLED"]
+
+
+# Resume
+
+
+@pytest.mark.parametrize("deployment", ["", "build", "fixed"])
+async def test_a_resumed_run_is_queued_where_it_is_asked_for(store: Store, runs: Runs, deployment: str) -> None:
+    """Its error is gone, its deaths count from the start, and its next attempt knows why it is there."""
+    run = await poisonous(store, runs)
+    await die(store, runs, run, alone=True)
+    resumed = await runs.resume("default", "run", deployment=deployment)
+    run.deployment = deployment or "build"
+    assert (resumed.state, resumed.deployment, resumed.HasField("error")) == (QUEUED, run.deployment, False)
+    assert told(await log_of(store, run))[-2:] == ["PAUSED", "QUEUED"]
+    assert await places(store, run) == {"queue"}
+    assert await listed_in(store, run) == {"all", "w=blog", "s=1"}
+    again = await runs.resume("default", "run", deployment=deployment)
+    assert again == resumed
+    [taken] = await runs.claim(BASE, run.deployment, holder="e1", ttl_s=60, limit=1)
+    assert (taken.attempt, taken.cause, taken.alone) == (4, AttemptCause.ATTEMPT_CAUSE_RESUMED, False)
+    await append(store, run, 4, 1, status("again"))
+    assert (await runs.resume("default", "run", deployment=deployment)).state == RUNNING, "its reply was lost"
+    await runs.lose("default", "run", 4, "lost")
+    assert await state_of(runs, run) == QUEUED
+
+
+@pytest.mark.parametrize("made", [queued, held, running, lost])
+async def test_only_a_paused_run_is_resumed(store: Store, runs: Runs, made: Made) -> None:
+    """Also one that was resumed is not moved by a second call."""
+    run = await made(store, runs)
+    before = await record_of(store, run)
+    with pytest.raises(WrongState):
+        await runs.resume("default", "run")
+    assert await record_of(store, run) == before
+    await runs.cancel("default", "run", "")
+    with pytest.raises(WrongState):
+        await runs.resume("default", "run")
+
+
+async def test_a_resumed_run_is_not_moved_by_a_second_call(store: Store, runs: Runs) -> None:
+    await paused(store, runs)
+    await runs.resume("default", "run")
+    with pytest.raises(WrongState, match="QUEUED"):
+        await runs.resume("default", "run", deployment="fixed")
+
+
+async def test_a_run_whose_log_is_full_is_not_resumed(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be paused again at once; it says so, and what to do."""
+    run = await paused(store, runs)
+    monkeypatch.setattr("onward_runlog.runs.LOG_EVENTS_MAX", 512 + 1)
+    with pytest.raises(LogAtLimit, match="fork"):
+        await runs.resume("default", "run")
+    assert await state_of(runs, run) == PAUSED
+    monkeypatch.setattr("onward_runlog.runs.LOG_EVENTS_MAX", 512 + 2)
+    assert (await runs.resume("default", "run")).state == QUEUED
 
 
 # Expel
@@ -618,7 +754,7 @@ async def test_a_sweep_names_the_leases_that_have_run_out(store: Store, runs: Ru
 async def test_nothing_of_a_run_is_left_after_its_retention(store: Store, runs: Runs) -> None:
     """Record, log, memo, blobs, signals and every listing: the store is as before the run."""
     before = await all_keys(store)
-    brief = Runs(store, retention_s=0)
+    brief = Runs(store, retention_s=0, cancel_grace_s=0)
     run = a_run(labels={"a": "b"}, parent_run_id="mother", deadline=after(60), fairness_key="t")
     await brief.submit(run)
     [taken] = await claim(brief)
@@ -629,6 +765,7 @@ async def test_nothing_of_a_run_is_left_after_its_retention(store: Store, runs: 
     assert len(await all_keys(store)) == len(before) + 14
     await brief.cancel("default", "run", "")
     await brief.lose("default", "run", 1, "lost")
+    await brief.cancel("default", "run", "nobody came to clean up")
     await runs.sweep()
     assert await all_keys(store) == before
     with pytest.raises(RunNotFound):

@@ -38,6 +38,7 @@ class ExecuteRequest(_message.Message):
     LOG_ADDRESS_FIELD_NUMBER: _builtins.int
     LOG_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """attempt is the fencing token: an append with any other attempt is refused."""
     log_key: _builtins.str
@@ -50,6 +51,10 @@ class ExecuteRequest(_message.Message):
     """log_token is a credential for this attempt of this run and nothing else. Empty where the executor's own is used. Never logged."""
     trace_parent: _builtins.str
     """trace_parent is the W3C traceparent that the run belongs to; empty when there is none."""
+    alone: _builtins.bool
+    """alone asks that the executor holds nothing else as long as it holds this run: executors died under it, and the next death must
+    cost nobody else. Refuse it with RESOURCE_EXHAUSTED while another run is held, and every other run while this one is.
+    """
     @_builtins.property
     def run(self) -> _run_pb2.Run:
         """run as it stands, input included."""
@@ -74,10 +79,11 @@ class ExecuteRequest(_message.Message):
         log_address: _builtins.str = ...,
         log_token: _builtins.str = ...,
         trace_parent: _builtins.str = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "lease_ttl", b"lease_ttl", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "deadline", b"deadline", "lease_ttl", b"lease_ttl", "log_address", b"log_address", "log_key", b"log_key", "log_token", b"log_token", "run", b"run", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "cause", b"cause", "deadline", b"deadline", "lease_ttl", b"lease_ttl", "log_address", b"log_address", "log_key", b"log_key", "log_token", b"log_token", "run", b"run", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -371,6 +377,7 @@ class Executor(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """executor_id is unique per process start."""
     address: _builtins.str
@@ -383,6 +390,8 @@ class Executor(_message.Message):
     """running is how many it holds."""
     draining: _builtins.bool
     """draining is true when it takes no more."""
+    alone: _builtins.bool
+    """alone is true while it holds a run that was handed over with ExecuteRequest.alone: it takes no other one."""
     @_builtins.property
     def workflows(self) -> _containers.RepeatedCompositeFieldContainer[_gateway_service_pb2.Workflow]:
         """workflows that it serves, with their schemas."""
@@ -397,10 +406,11 @@ class Executor(_message.Message):
         slots: _builtins.int = ...,
         running: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "deployment", b"deployment", "draining", b"draining", "executor_id", b"executor_id", "running", b"running", "slots", b"slots", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alone", b"alone", "deployment", b"deployment", "draining", b"draining", "executor_id", b"executor_id", "running", b"running", "slots", b"slots", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -285,7 +285,7 @@ class GetRunRequest(_message.Message):
     """run_id is required."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """wait makes the call return when the run is terminal or this much time has passed, at most 60 s."""
+        """wait makes the call return when the run is terminal or PAUSED, or this much time has passed, at most 60 s."""
 
     def __init__(
         self,
@@ -544,7 +544,7 @@ class ResumeRunRequest(_message.Message):
     run_id: _builtins.str
     """run_id is required."""
     deployment: _builtins.str
-    """deployment moves the run to another build. Empty keeps it."""
+    """deployment moves the run to another build. Empty keeps it; `onward dev` moves it to the code as it is now."""
     def __init__(
         self,
         *,

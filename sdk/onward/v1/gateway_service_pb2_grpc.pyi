@@ -47,7 +47,10 @@ class GatewayServiceStub:
     ListRuns: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListRunsRequest, _gateway_service_pb2.ListRunsResponse]
     """ListRuns lists runs by create_time, newest first, without input and output."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelRunRequest, _gateway_service_pb2.CancelRunResponse]
-    """CancelRun asks for cancellation. On a terminal run it returns the run unchanged."""
+    """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
+    at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
+    Where none comes within the grace (10 s by default), asking again ends it.
+    """
     SignalRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SignalRunRequest, _gateway_service_pb2.SignalRunResponse]
     """SignalRun sends a named value into a run. Idempotent per request_id; kept until the run takes it or ends."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ResumeRunRequest, _gateway_service_pb2.ResumeRunResponse]
@@ -82,7 +85,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     ListRuns: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListRunsRequest, _gateway_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     """ListRuns lists runs by create_time, newest first, without input and output."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelRunRequest, _gateway_service_pb2.CancelRunResponse]  # type: ignore[assignment]
-    """CancelRun asks for cancellation. On a terminal run it returns the run unchanged."""
+    """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
+    at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
+    Where none comes within the grace (10 s by default), asking again ends it.
+    """
     SignalRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SignalRunRequest, _gateway_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """SignalRun sends a named value into a run. Idempotent per request_id; kept until the run takes it or ends."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ResumeRunRequest, _gateway_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
@@ -144,7 +150,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_service_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.CancelRunResponse, _abc.Awaitable[_gateway_service_pb2.CancelRunResponse]]:
-        """CancelRun asks for cancellation. On a terminal run it returns the run unchanged."""
+        """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
+        at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
+        Where none comes within the grace (10 s by default), asking again ends it.
+        """
 
     @_abc_1.abstractmethod
     def SignalRun(
