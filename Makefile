@@ -11,7 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- Environments: .venv holds the project (base, then dev), .venv-gen what writes the stubs --------------------------
 
@@ -57,6 +57,16 @@ TOPIC ?= the history of tea
 .PHONY: demo
 demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blog post write itself; TOPIC="…" says what about
 	@$(BIN)/python sdk/examples/_demo.py "$(TOPIC)"
+
+# What only the onboarding example needs.
+EXAMPLES := .venv/.examples
+$(EXAMPLES): $(BASE)
+	@$(BIN)/$(PIP_INSTALL) -e '.[examples]'
+	@touch $@
+
+.PHONY: demo-onboarding
+demo-onboarding: $(EXAMPLES) ## Watch a website being read while it is asked about; URL=https://… says which
+	@$(BIN)/python sdk/examples/_demo_onboarding.py
 
 # --- Test and check ---------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,13 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, PermissionDeniedError
-from openai.types.chat import ChatCompletionUserMessageParam
+from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
 import local_model
@@ -37,17 +39,36 @@ class Model:
     """What a reader is told."""
     connect: Callable[[], AsyncOpenAI]
     """Gives a client of its own to each caller, who closes it. May block."""
+    at_once: int = 50
+    """Questions that it is asked at the same time; who comes later waits. `ONWARD_EXAMPLE_AT_ONCE` overrides it."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A client of the model, and the places at it."""
+
+    client: AsyncOpenAI
+    places: asyncio.Semaphore
+
+
+_open: ContextVar[Connection | None] = ContextVar("model_connection", default=None)
 
 
 def in_use() -> Model:
     """Choose, from the environment and what is installed. Quick: nothing is loaded before the first question."""
+    model = _in_use()
+    at_once = os.environ.get("ONWARD_EXAMPLE_AT_ONCE")
+    return replace(model, at_once=int(at_once)) if at_once else model
+
+
+def _in_use() -> Model:
     match os.environ.get("ONWARD_EXAMPLE_MODEL") or _best():
         case "openai":
             name = os.environ.get("OPENAI_MODEL") or "gpt-5.4-mini"
             return Model(name, f"{name} through the OpenAI API", _connect_openai)
         case "local":
             note = "SmolLM2 135M on this machine, a toy; set OPENAI_API_KEY for a real one"
-            return Model("SmolLM2-135M-Instruct", note, local_model.connect)
+            return Model("SmolLM2-135M-Instruct", note, local_model.connect, local_model.SLOTS)
         case "scripted":
             note = "none, a script answers; set OPENAI_API_KEY for a real one"
             return Model("scripted", note, scripted_model.connect)
@@ -55,11 +76,17 @@ def in_use() -> Model:
             raise ValueError(f"ONWARD_EXAMPLE_MODEL is openai, local or scripted, not {other!r}")
 
 
-async def write(prompt: str) -> AsyncIterator[str]:
-    """Yield the answer as it comes."""
-    model = in_use()
-    async with await asyncio.to_thread(model.connect) as client:
-        completion = await client.chat.completions.create(model=model.name, messages=[_said(prompt)], stream=True)
+async def write(prompt: str, *, rules: str = "") -> AsyncIterator[str]:
+    """Yield the answer as it comes.
+
+    Args:
+        prompt: What is asked.
+        rules: How to go about it, told apart from `prompt`: in there may be what somebody else wrote.
+    """
+    async with _connection() as connection, connection.places:
+        completion = await connection.client.chat.completions.create(
+            model=in_use().name, messages=_said(prompt, rules), stream=True
+        )
         finished = False
         async with completion:
             async for chunk in completion:
@@ -73,13 +100,16 @@ async def write(prompt: str) -> AsyncIterator[str]:
         raise ConnectionError("the model's answer broke off before its end")
 
 
-async def fill(prompt: str, shape: type[Shape]) -> Shape:
-    """Give an answer of this shape. Raises ValueError where it has another one: ask again."""
-    model = in_use()
-    async with await asyncio.to_thread(model.connect) as client:
-        completion = await client.chat.completions.create(
-            model=model.name,
-            messages=[_said(prompt)],
+async def fill(prompt: str, shape: type[Shape], *, rules: str = "") -> Shape:
+    """Give an answer of this shape; arguments as `write` takes them.
+
+    Raises:
+        ValueError: It has another one: ask again.
+    """
+    async with _connection() as connection, connection.places:
+        completion = await connection.client.chat.completions.create(
+            model=in_use().name,
+            messages=_said(prompt, rules),
             response_format={
                 "type": "json_schema",
                 # Not strict: that takes a subset of JSON Schema, without lengths. The answer is checked here anyway.
@@ -87,6 +117,28 @@ async def fill(prompt: str, shape: type[Shape]) -> Shape:
             },
         )
     return shape.model_validate_json(completion.choices[0].message.content or "")
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[None]:
+    """Keep one connection for all that is asked in the block: a workflow with hundreds of questions wants that."""
+    async with _connection() as connection:
+        token = _open.set(connection)
+        try:
+            yield
+        finally:
+            _open.reset(token)
+
+
+@asynccontextmanager
+async def _connection() -> AsyncIterator[Connection]:
+    known = _open.get()
+    if known is not None:
+        yield known
+        return
+    model = in_use()
+    async with await asyncio.to_thread(model.connect) as client:
+        yield Connection(client, asyncio.Semaphore(model.at_once))
 
 
 def _best() -> str:
@@ -103,5 +155,6 @@ def _connect_openai() -> AsyncOpenAI:
     )
 
 
-def _said(prompt: str) -> ChatCompletionUserMessageParam:
-    return {"role": "user", "content": prompt}
+def _said(prompt: str, rules: str) -> list[ChatCompletionMessageParam]:
+    asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt}]
+    return [{"role": "system", "content": rules}, *asked] if rules else asked

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from itertools import count
 from typing import Any
 
 import httpx2
 from openai import AsyncOpenAI
+
+import scripted_reader
 
 TEXT = (
     "No model wrote this: it is a script, sent word by word so that there is something to watch. "
@@ -22,19 +24,29 @@ WORDS_PER_SECOND = 25.0
 async def answer(request: httpx2.Request) -> httpx2.Response:
     """Answer a request for a completion: with the text, or in the shape that was asked for."""
     question: dict[str, Any] = json.loads(request.content)
+    prompt = question["messages"][-1]["content"]
     if question.get("stream"):
-        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream())
-    form = question["response_format"]["json_schema"]["schema"]
+        # Rules stand before what somebody else wrote, and who writes a post gives none.
+        words = scripted_reader.answer(prompt) if len(question["messages"]) > 1 else None
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream(words))
+    form = question["response_format"]["json_schema"]
     await asyncio.sleep(20 * _pause_s())
-    message = {"role": "assistant", "content": json.dumps(_filled(form, count(1)))}
+    match form["name"]:
+        case "Choice":
+            content = scripted_reader.chosen(prompt)
+        case "Facts":
+            content = scripted_reader.facts(prompt)
+        case _:
+            content = _filled(form["schema"], count(1))
+    message = {"role": "assistant", "content": json.dumps(content)}
     return httpx2.Response(200, json=_completion({"message": message, "finish_reason": "stop"}))
 
 
-async def stream() -> AsyncIterator[bytes]:
-    """Yield the text as a model sends it."""
-    for word in TEXT.split():
+async def stream(words: Iterable[str] | None = None) -> AsyncIterator[bytes]:
+    """Yield words as a model sends them; by default the text."""
+    for word in words or (f"{word} " for word in TEXT.split()):
         await asyncio.sleep(_pause_s())
-        yield _line(_completion({"delta": {"content": f"{word} "}, "finish_reason": None}))
+        yield _line(_completion({"delta": {"content": word}, "finish_reason": None}))
     yield _line(_completion({"delta": {}, "finish_reason": "stop"}))
     yield b"data: [DONE]\n\n"
 
