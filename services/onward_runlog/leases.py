@@ -21,6 +21,15 @@ from onward_runlog.store import VERSION, Store
 
 logger = logging.getLogger(__name__)
 
+BEATS = 5
+"""How often leases are renewed in the time of one."""
+
+LOST_PAUSE_S = 0.1
+"""How soon a renewal that failed is tried again."""
+
+LOOK_S = 0.05
+"""How often it is asked whether the loop has turned."""
+
 BLOCKED_WARNING_S = 1.0
 """A loop that has not turned for this long is named in the log."""
 
@@ -49,10 +58,11 @@ class Renewal:
 
 
 class Heartbeat:
-    """Renews leases every third of their time, as long as the event loop turns.
+    """Renews leases, each time when the event loop has turned.
 
-    A process whose loop stands still for a whole lease is deaf: it could not even be told to stop, so it gives its
-    runs up by not renewing.
+    A process whose loop stands still is deaf: it could not even be told to stop. So no lease outlives the moment in
+    which its loop stopped turning by more than itself; and a loop that stands still for less than BEATS - 1 of BEATS
+    parts of a lease loses none.
     """
 
     def __init__(self, store: Store, executor_id: str, *, ttl_s: float, on_renewal: Callable[[Renewal], None]) -> None:
@@ -67,7 +77,6 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._stopping = False
         self._wake = threading.Event()
-        self._turned = time.monotonic()
 
     def add(self, base: str, ref: str, attempt: int) -> None:
         """Begin to renew a lease."""
@@ -91,7 +100,6 @@ class Heartbeat:
     async def beating(self) -> AsyncIterator[Heartbeat]:
         """Renew until the block ends."""
         loop = asyncio.get_running_loop()
-        self._turned = time.monotonic()
         thread = threading.Thread(target=self._beat, args=(loop, threading.get_ident()), name="heartbeat", daemon=True)
         thread.start()
         try:
@@ -100,9 +108,6 @@ class Heartbeat:
             self._stopping = True
             self._wake.set()
             await asyncio.to_thread(thread.join, 2.0)
-
-    def _turn(self) -> None:
-        self._turned = time.monotonic()
 
     def _beat(self, loop: asyncio.AbstractEventLoop, loop_thread: int) -> None:
         client = redis.Redis.from_url(
@@ -114,18 +119,7 @@ class Heartbeat:
         )
         lost = False
         with client:
-            while True:
-                self._wake.wait(self._ttl_s / 3 if not lost else 0.1)
-                self._wake.clear()
-                if self._stopping:
-                    return
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                    loop.call_soon_threadsafe(self._turn)
-                still_s = time.monotonic() - self._turned
-                if still_s > max(BLOCKED_WARNING_S, self._ttl_s / 2):
-                    self._name_blocker(loop_thread, still_s)
-                if still_s > self._ttl_s:
-                    continue
+            while self._has_turned(loop, loop_thread):
                 try:
                     self._renew(client, loop)
                     lost = False
@@ -133,6 +127,25 @@ class Heartbeat:
                     if not lost:
                         logger.warning("cannot renew leases, trying on: %s", error)
                     lost = True
+                self._wake.wait(self._ttl_s / BEATS if not lost else LOST_PAUSE_S)
+                self._wake.clear()
+
+    def _has_turned(self, loop: asyncio.AbstractEventLoop, loop_thread: int) -> bool:
+        """Wait until the loop turns; False if this is to end."""
+        turned = threading.Event()
+        try:
+            loop.call_soon_threadsafe(turned.set)
+        except RuntimeError:  # the loop is closed: the process ends
+            return False
+        began = named = time.monotonic()
+        while not turned.wait(LOOK_S):
+            now = time.monotonic()
+            if self._stopping:
+                return False
+            if now - named > max(BLOCKED_WARNING_S, self._ttl_s / 2):
+                named = now
+                self._name_blocker(loop_thread, now - began)
+        return not self._stopping
 
     def _renew(self, client: redis.Redis, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
