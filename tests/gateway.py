@@ -26,7 +26,7 @@ from onward.v1.gateway_service_pb2 import (
     Workflow,
 )
 from onward.v1.gateway_service_pb2_grpc import GatewayServiceStub
-from onward.v1.run_pb2 import Payload, Run
+from onward.v1.run_pb2 import Payload, Run, RunState
 from onward_gateway import app
 from onward_gateway.settings import Settings
 from onward_runlog import registry
@@ -100,6 +100,18 @@ class Log:
         limits = {"events_max": 1_000_000, "bytes_max": 1 << 28}
         reply = await append(
             self._store, self.run, self._attempt, self._sequence, *events, last, end=state, output=output, **limits
+        )
+        assert reply.status == "ok", reply
+        return reply.last_offset
+
+    async def fail(self, state: RunState.ValueType = RunState.RUN_STATE_FAILED) -> int:
+        """Append the run's end without success."""
+        self._sequence += 1
+        last = ended(state)
+        error = last.run_state_changed.error.SerializeToString()
+        limits = {"events_max": 1_000_000, "bytes_max": 1 << 28}
+        reply = await append(
+            self._store, self.run, self._attempt, self._sequence, last, end=state, error=error, **limits
         )
         assert reply.status == "ok", reply
         return reply.last_offset

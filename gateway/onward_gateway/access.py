@@ -175,6 +175,8 @@ def line_of(key: str, namespace: str, scopes: frozenset[Scope], name: str) -> st
         KeysInvalid: The namespace or the name is none.
     """
     text = f"{hash_of(key)} {namespace} {','.join(scope for scope in Scope if scope in scopes)} {name}".rstrip()
+    if not scopes:
+        raise KeysInvalid(f"a key is for something: some of {', '.join(Scope)}")
     if not name.isprintable():
         raise KeysInvalid("a key's name is one line of printable characters")
     _parse(text)

@@ -62,17 +62,29 @@ class Client:
             127.0.0.1:50051.
         patience: How long a call, or a stream without any progress, goes on while nobody answers.
         heartbeat: Longest silence asked of a Gateway, 1 to 60 s; a stream silent for twice as long is replaced.
+        api_key: Sent with every call, to every Gateway, as it is: on a network that others can read, only through
+            what encrypts. By default ONWARD_API_KEY, else none.
 
     Raises:
-        ValueError: `address` holds none.
+        ValueError: `address` holds none, or `api_key` cannot be one.
     """
 
-    def __init__(self, address: str | None = None, *, patience: Duration = 60, heartbeat: Duration = 10) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        patience: Duration = 60,
+        heartbeat: Duration = 10,
+        api_key: str | None = None,
+    ) -> None:
         address = os.environ.get("ONWARD_GATEWAY", DEFAULT_ADDRESS) if address is None else address
         addresses = [each.strip() for each in address.split(",") if each.strip()]
         if not addresses:
             raise ValueError(f"no address of a Gateway in {address!r}")
-        self._gateways = Gateways(addresses, seconds(patience))
+        api_key = os.environ.get("ONWARD_API_KEY", "") if api_key is None else api_key
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("an API key is printable ASCII")  # not said: the key itself
+        self._gateways = Gateways(addresses, seconds(patience), api_key)
         self._heartbeat_s = seconds(heartbeat)
         self._thread: LoopThread | None = None
 

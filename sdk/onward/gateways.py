@@ -48,11 +48,13 @@ class Gateways:
     Args:
         addresses: HOST:PORT of each.
         patience_s: Seconds that a call, or a stream without progress, goes on while nobody answers.
+        api_key: Sent with every call; empty sends none.
     """
 
-    def __init__(self, addresses: Sequence[str], patience_s: float) -> None:
+    def __init__(self, addresses: Sequence[str], patience_s: float, api_key: str = "") -> None:
         self.addresses = addresses
         self._patience_s = patience_s
+        self._credentials = [("authorization", f"Bearer {api_key}")] if api_key else []
         self._turn = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[str, GatewayServiceAsyncStub] = {}
@@ -110,7 +112,7 @@ class Gateways:
         while True:
             address = self.address
             try:
-                return await method(self.stub)(request, timeout=timeout_s, metadata=list(metadata))
+                return await method(self.stub)(request, timeout=timeout_s, metadata=[*self._credentials, *metadata])
             except grpc.aio.AioRpcError as failure:
                 error = error_of(failure)
             if not isinstance(error, Unavailable):
@@ -133,7 +135,8 @@ class Gateways:
             silence_s: Seconds without a message after which it is given up.
         """
         # No deadline: the server bounds a stream's life, and silence ends it.
-        return Stream(method(self.stub)(request), self.address, silence_s, lambda: self._closed)
+        call = method(self.stub)(request, metadata=self._credentials)
+        return Stream(call, self.address, silence_s, lambda: self._closed)
 
     async def close(self) -> None:
         """Close the connections; calls under way end."""

@@ -13,6 +13,7 @@ SERVE = {
     "gateway": "Serve the public API.",
     "scheduler": "Decide which run goes where and when.",
     "executor": "Run your code.",
+    "keys": "Make API keys for a Gateway.",
 }
 TALK = {
     "start": "Start a run.",

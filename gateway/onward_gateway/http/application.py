@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import onward_gateway.http.describing  # noqa: F401 - its routes
 from onward_gateway.access import Access
 from onward_gateway.calls import Calls
 from onward_gateway.http.problems import Problem, problem_of

@@ -50,6 +50,7 @@ class Query:
         """Return a parameter; empty where it is not given."""
         values = self.texts(name)
         self.checks.that(len(values) < 2, name, "given more than once")
+        self.checks.that("" not in values, name, "given, but empty")
         return values[0] if values else ""
 
     def texts(self, name: str) -> list[str]:

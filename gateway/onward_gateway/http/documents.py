@@ -127,6 +127,22 @@ def schema_of(payload: Payload) -> Document:
     return schema if plain and isinstance(schema, dict) else {}
 
 
+def schema_of_message(descriptor: Descriptor, ref: str) -> Document:
+    """Return a JSON Schema of what `document_of` makes of a message.
+
+    Args:
+        descriptor: Of the message.
+        ref: What stands before the name of another message in a reference to its schema.
+    """
+    properties: Document = {}
+    required = []
+    for name, wanted, key, _ in _plan(descriptor):
+        properties[key] = _schema(descriptor.fields_by_name[name], ref)
+        if wanted is None:
+            required.append(key)
+    return {"type": "object", "properties": properties, **({"required": required} if required else {})}
+
+
 def blob_url(run_id: str, blob_uri: str) -> str:
     """Return the path at which a value that is kept apart can be read."""
     return f"/v1/runs/{run_id}/blobs/{quote(blob_uri.removeprefix(BLOB_PREFIX), safe='')}"
@@ -195,6 +211,31 @@ def _converter_of_one(field: FieldDescriptor) -> Converter:
     return lambda value, _: value
 
 
+def _schema(field: FieldDescriptor, ref: str) -> Document:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return {"type": "object", "additionalProperties": {"type": "string"}}
+    schema: Document
+    if kind is Timestamp.DESCRIPTOR:
+        schema = {"type": "string", "format": "date-time"}
+    elif kind is Duration.DESCRIPTOR:
+        schema = {"type": "number", "description": "Seconds."}
+    elif kind is not None:
+        schema = {"$ref": ref + kind.name}
+    elif field.enum_type is not None:
+        names = [name for number, name in _names(field).items() if number]
+        schema = {"type": "string", "description": f"{', '.join(names)}; more may be added.", "examples": names[:1]}
+    elif field.type == field.TYPE_BYTES:
+        schema = {"type": "string", "contentEncoding": "base64"}
+    elif field.type == field.TYPE_STRING:
+        schema = {"type": "string"}
+    elif field.type == field.TYPE_BOOL:
+        schema = {"type": "boolean"}
+    else:
+        schema = {"type": "integer"}
+    return {"type": "array", "items": schema} if field.is_repeated else schema
+
+
 def _names(field: FieldDescriptor) -> Mapping[int, str]:
     """Return the names of an enum's values without what all of them begin with."""
     assert field.enum_type is not None
@@ -249,4 +290,4 @@ def _time(time: Timestamp) -> str:
 
 @lru_cache(maxsize=1_024)
 def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

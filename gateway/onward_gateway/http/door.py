@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
@@ -18,6 +19,8 @@ from onward_gateway.calls import Calls
 from onward_gateway.http.application import application
 from onward_gateway.http.problems import Problem
 from onward_gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 1_024
 
@@ -130,7 +133,7 @@ class Connection(H11Protocol):
         """See Protocol.pause_writing."""
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(self._stalled_s, self.abort)
+            self._stalled = self.loop.call_later(self._stalled_s, self._on_stalled)
 
     def resume_writing(self) -> None:
         """See Protocol.resume_writing."""
@@ -158,6 +161,10 @@ class Connection(H11Protocol):
     def _close_for_good(self) -> None:
         """Do not wait for ever until a client has taken what was sent."""
         self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _on_stalled(self) -> None:
+        logger.info("a client has stopped reading: its connection is cut")
+        self.abort()
 
     def _on_late(self) -> None:
         self._head = None

@@ -199,7 +199,7 @@ async def get(door: Door, request: Request) -> Response:
     headers = {"onward-run-id": run.run_id}
     if run.state in TERMINAL:
         headers["etag"] = f'"{run.log.log_id}-{run.log.last_offset}"'
-        if _matches(request, headers["etag"]):
+        if matches(request, headers["etag"]):
             return Response(None, 304, headers)
     return _json(run_document(run), headers=headers)
 
@@ -242,7 +242,7 @@ async def blob(door: Door, request: Request) -> ASGIApp:
         "etag": f'"{quote(name, safe="")}"',
         "vary": "authorization",
     }
-    if _matches(request, headers["etag"]):
+    if matches(request, headers["etag"]):
         return Response(None, 304, headers)
     begin, end = 0, size
     asked = _range(request.headers.get("range"), size) if request.method == "GET" else None
@@ -263,10 +263,9 @@ async def events(door: Door, request: Request) -> ASGIApp:
     last_event_id = request.headers.get("last-event-id")
     query = Query(request)
     position = query.position(last_event_id)
-    view = query.view()
+    view, size, heartbeat = query.view(), query.whole("page_size"), query.seconds("heartbeat_s")
+    query.done()
     if form == media.JSON:
-        size = query.whole("page_size")
-        query.done()
         page = await door.calls.events(
             caller, ListRunEventsRequest(run_id=run_id, start=position, view=view, page_size=size)
         )
@@ -279,10 +278,8 @@ async def events(door: Door, request: Request) -> ASGIApp:
         }
         return _json(document, headers={"vary": "accept", "onward-run-id": run_id})
     subscription = SubscribeRunRequest(run_id=run_id, start=position, view=view)
-    heartbeat = query.seconds("heartbeat_s")
     if heartbeat is not None:
         subscription.heartbeat.CopyFrom(heartbeat)
-    query.done()
     return EventStream(
         door.calls,
         caller,
@@ -447,6 +444,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     return begin, end
 
 
-def _matches(request: Request, etag: str) -> bool:
+def matches(request: Request, etag: str) -> bool:
+    """Say whether the client has what has this ETag."""
     given = ",".join(request.headers.getlist("if-none-match"))
     return etag in {tag.strip().removeprefix("W/") for tag in given.split(",")}
