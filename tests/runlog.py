@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from onward.v1.event_pb2 import Event, RunStateChanged, StatusUpdated
+from onward.v1.event_pb2 import Event, RunStateChanged, RunWaiting, StatusUpdated
 from onward.v1.run_pb2 import Payload, Run, RunError, RunState
 from onward_runlog import keys
 from onward_runlog.connection import Argument
@@ -16,6 +16,7 @@ from onward_runlog.store import Store
 
 QUEUED = RunState.RUN_STATE_QUEUED
 RUNNING = RunState.RUN_STATE_RUNNING
+WAITING = RunState.RUN_STATE_WAITING
 CANCELLING = RunState.RUN_STATE_CANCELLING
 PAUSED = RunState.RUN_STATE_PAUSED
 SUCCEEDED = RunState.RUN_STATE_SUCCEEDED
@@ -91,6 +92,17 @@ async def append(store: Store, run: Run, attempt: int, sequence: int, *events: E
     return reply
 
 
+async def park(
+    store: Store, run: Run, attempt: int, sequence: int, last: int, *names: str, wake_ms: int | str = ""
+) -> Reply:
+    """Park a run by the bare function."""
+    base, ref = store.place(run.namespace, run.run_id)
+    event = Event(run_waiting=RunWaiting(reason="a reason", signals=names)).SerializeToString()
+    arguments: list[Argument] = [ref, attempt, sequence, last, 1_000, 1_000_000, event, "a reason", wake_ms]
+    reply = await store.call("park", base, *arguments, len(names), *names)
+    return Reply(reply[0].decode(), *reply[1:])
+
+
 async def log_of(store: Store, run: Run) -> list[Event]:
     """The run's log, whose entries' ids are checked against the offsets."""
     base, ref = store.place(run.namespace, run.run_id)
@@ -122,15 +134,17 @@ async def record_of(store: Store, run: Run) -> dict[str, bytes]:
 async def places(store: Store, run: Run) -> set[str]:
     """Which of queue, leases and timers name the run, and the indexes that list it."""
     base, ref = store.place(run.namespace, run.run_id)
-    queue, alone, lease, start, deadline, expiry = await asyncio.gather(
+    queue, alone, lease, start, deadline, expiry, wake = await asyncio.gather(
         store.command("ZSCORE", f"{base}:queue:{run.deployment}", ref),
         store.command("ZSCORE", f"{base}:queue:{keys.alone(run.deployment)}", ref),
         store.command("ZSCORE", f"{base}:leases", ref),
         store.command("ZSCORE", f"{base}:timers", f"s:{ref}"),
         store.command("ZSCORE", f"{base}:timers", f"d:{ref}"),
         store.command("ZSCORE", f"{base}:timers", f"x:{ref}"),
+        store.command("ZSCORE", f"{base}:timers", f"w:{ref}"),
     )
     found = {"queue": queue, "alone": alone, "lease": lease, "start": start, "deadline": deadline, "expiry": expiry}
+    found["wake"] = wake
     return {name for name, score in found.items() if score is not None}
 
 

@@ -54,6 +54,9 @@ HEARTBEAT_S = 10.0
 HEARTBEAT_MIN_S = 1.0
 HEARTBEAT_MAX_S = 60.0
 
+RESERVED = "onward."
+"""Signals whose names begin so are sent by the suite alone: they tell a run what only the suite knows."""
+
 VIOLATIONS_BYTES_MAX = 4_096
 """Told to a caller. An error travels in trailing metadata, of which clients take 8 KiB."""
 
@@ -219,6 +222,7 @@ def check_signal(request: SignalRunRequest) -> None:
     checks.run_id(request.run_id)
     checks.request_id(request.request_id)
     checks.that(bool(request.name), "name", "required")
+    checks.that(not request.name.startswith(RESERVED), "name", f"names that begin with {RESERVED!r} are Onward's own")
     checks.name(request.name, "name")
     _check_inline(checks, request.value, "value")
     checks.done()

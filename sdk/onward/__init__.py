@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onward.errors import RunFailed as RunFailed
     from onward.errors import RunNotFound as RunNotFound
     from onward.errors import Unavailable as Unavailable
+    from onward.errors import WaitTimeout as WaitTimeout
     from onward.errors import WorkflowNotFound as WorkflowNotFound
     from onward.errors import WrongState as WrongState
     from onward.mapping import map as map  # noqa: A004 - read as `onward.map`
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from onward.streams import Stream as Stream
     from onward.views import View as View
     from onward.views import fold as fold
+    from onward.waiting import request_input as request_input
+    from onward.waiting import signal as signal
+    from onward.waiting import sleep as sleep
     from onward.workflows import Workflow as Workflow
     from onward.workflows import workflow as workflow
 
@@ -55,6 +59,9 @@ _HOMES = {
     "publish": "show",
     "status": "show",
     "Stream": "streams",
+    "request_input": "waiting",
+    "signal": "waiting",
+    "sleep": "waiting",
     "Workflow": "workflows",
     "workflow": "workflows",
     **dict.fromkeys(
@@ -73,6 +80,7 @@ _HOMES = {
             "RunFailed",
             "RunNotFound",
             "Unavailable",
+            "WaitTimeout",
             "WorkflowNotFound",
             "WrongState",
         ),

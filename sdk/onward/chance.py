@@ -20,6 +20,7 @@ from pydantic_core import from_json, to_json
 from onward.instance import CURRENT, Instance
 from onward.journal import THREAD_WAIT_S, inline
 from onward.replay import Diverged
+from onward.waits import PACE
 
 T = TypeVar("T")
 
@@ -29,7 +30,12 @@ _RANDOM_BITS = 53
 
 def now() -> datetime:
     """Return the time, in UTC."""
-    return _ask("onward.now", lambda _: datetime.now(UTC), datetime.isoformat, datetime.fromisoformat)
+    return _ask(
+        "onward.now",
+        lambda _: datetime.fromtimestamp(PACE.get().clock(), UTC),
+        datetime.isoformat,
+        datetime.fromisoformat,
+    )
 
 
 def uuid() -> UUID:

@@ -13,7 +13,7 @@ from onward.calls import Call, tries
 from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
 from onward.instance import Instance
 from onward.journal import Journal, NonDeterministic, inline, now
-from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError, LogFull
+from onward.log import INLINE_BYTES_MAX, AttemptLog, EventTooLarge, LogError, LogFull
 from onward.past import read
 from onward.replay import QUIET_S, Replay
 from onward.signature import InputInvalid, Kind, Unserializable
@@ -32,6 +32,7 @@ from onward.v1.run_pb2 import (
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
     RUN_STATE_SUCCEEDED,
+    RUN_STATE_WAITING,
     Payload,
     Run,
     RunError,
@@ -57,7 +58,8 @@ class Attempt:
     """One go at a run. Make it, `await run()` once, and meanwhile `cancel` or `abandon` it.
 
     Attributes:
-        state: The state that it brought the run into; None while it runs, and where it was fenced, abandoned or late.
+        state: The state that it brought the run into, WAITING where it parked it; None while it runs, and where it was
+            fenced, abandoned or late.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class Attempt:
         self._cancelling: asyncio.Task[None] | None = None
         self._grace_s = STOP_GRACE_S
         self._abandoned = False
+        self._grace: asyncio.TimerHandle | None = None
+        self._parking: asyncio.Task[None] | None = None
         if cause == ATTEMPT_CAUSE_CANCELLED or run.state == RUN_STATE_CANCELLING:
             self._cancel_reason = ""
 
@@ -134,11 +138,15 @@ class Attempt:
                 await self._finish(journal, changed)
         finally:
             journal.closed = True
+            journal.waits.close()
+            for ending in (self._parking, self._cancelling, self._grace):
+                if ending is not None:
+                    ending.cancel()
             if self._body is not None:
                 self._body.cancel()  # Only where something broke here: else it is done, or was cancelled long ago.
             if root.span is not None:
                 error_told = changed.error if changed is not None and changed.HasField("error") else None
-                tracing.end(root.span, error_told, cancelled=self.state != RUN_STATE_SUCCEEDED)
+                tracing.end(root.span, error_told, cancelled=self.state not in (RUN_STATE_SUCCEEDED, RUN_STATE_WAITING))
         if journal.refusal is not None and not isinstance(journal.refusal, LogError | NonDeterministic):
             raise journal.refusal
 
@@ -158,8 +166,8 @@ class Attempt:
             return
         self._cancel_reason = reason
         self._grace_s = grace_s
-        if self._body is not None:
-            self._begin_cancel()
+        if self._body is not None and self._parking is None:
+            self._begin_cancel()  # While it is being parked it depends on who came first: see `_park`.
 
     def abandon(self) -> None:
         """Stop without another word: the run is no longer this executor's. User code gets CancelledError."""
@@ -167,6 +175,35 @@ class Attempt:
         if self._journal is not None:
             self._journal.closed = True
         self._stop()
+
+    # Parking
+
+    def _on_rest(self) -> None:
+        if self._parking is None and self._cancel_reason is None:
+            self._parking = asyncio.create_task(self._park(), name=f"park {self._run.run_id}")
+
+    async def _park(self) -> None:
+        """Let go of the run while nothing of it can go on. Its code is stopped as where the attempt is abandoned."""
+        journal = self._journal
+        assert journal is not None
+        parked = False
+        try:
+            await self._log.append()
+            if journal.waits.is_at_rest() and self._cancel_reason is None:
+                waiting, wake_s = journal.waits.freeze()
+                parked = await self._log.park(Event(create_time=now(), run_waiting=waiting), wake_s=wake_s)
+        except EventTooLarge:
+            journal.waits.on_rest = None  # It waits for so much that it cannot be said: it keeps its executor.
+        except Exception as error:  # noqa: BLE001 - whatever the log raises ends the attempt, and `run` tells
+            journal.refuse(error)
+        self._parking = None
+        if parked:
+            self.state = RUN_STATE_WAITING
+            self.abandon()
+            return
+        journal.waits.thaw()
+        if self._cancel_reason is not None:
+            self._begin_cancel()
 
     # From the first event to the outcome
 
@@ -181,9 +218,13 @@ class Attempt:
             journal.rollback(past.close(), ROLLBACK_CAUSE_ATTEMPT_LOST)
             journal.replay = Replay(past)
             journal.turns = journal.replay.turns
+            journal.waits.follow(past)
             root.record = past.root
             # Committed before user code runs: if that blocks or kills this process at once, it is known to have begun.
             await self._log.append()
+        elif self._run.log.last_offset > 1:
+            async for event in self._log.read(after=1):  # Signals may be there before anybody waits.
+                journal.waits.see(event)
         try:
             args, kwargs = self._workflow.signature.load_input(await self._input())
         except InputInvalid as error:
@@ -193,6 +234,8 @@ class Attempt:
         call = Call(
             self._workflow.name, self._workflow.signature, self._workflow.policy, root, tuple(args), kwargs, kwargs
         )
+        journal.waits.on_rest = self._on_rest
+        journal.on_end = journal.waits.stir
         body = self._body = journal.body = asyncio.create_task(_body(call, root), name=f"run {self._run.run_id}")
         if self._cancel_reason is not None:
             self._begin_cancel()
@@ -286,7 +329,9 @@ class Attempt:
         # Where the body itself ran into a refusal, CancelledError is on its way up: a second one would hit its cleanup.
         if asyncio.current_task() is not body:
             body.cancel(self._cancel_reason or None)
-        asyncio.get_running_loop().call_later(self._grace_s, self._set_settled)
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = asyncio.get_running_loop().call_later(self._grace_s, self._set_settled)
 
     async def _stop_leaked(self, journal: Journal) -> None:
         """Cancel the tasks that user code started and did not wait for."""

@@ -2,6 +2,7 @@
 
 OnwardError
 ├── ComponentError          a component failed inside a run; the same the first time as on replay
+│   └── WaitTimeout         what was waited for did not come in time; a TimeoutError, too
 ├── RunFailed               a run that was waited for did not succeed
 └── RequestError            a request that the Gateway refused, or that nobody answered
     ├── NotFound            no such thing: a blob, a deployment, or
@@ -60,6 +61,10 @@ class ComponentError(OnwardError):
         self.message = message
         self.retryable = retryable
         self.details = details
+
+
+class WaitTimeout(ComponentError, TimeoutError):
+    """A signal that was waited for did not come in time."""
 
 
 class RunFailed(OnwardError):

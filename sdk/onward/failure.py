@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from onward.errors import ComponentError
+from onward.errors import ComponentError, WaitTimeout
 from onward.retry import NotRetryable, type_name
 from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
@@ -20,6 +20,8 @@ TRACEBACK_CHARS_MAX = 16 * 1024
 DETAILS_BYTES_MAX = 16 * 1024
 
 WORKFLOW_FAILED = "WORKFLOW_FAILED"
+
+WAIT_TIMEOUT = "WAIT_TIMEOUT"
 
 CAUSED_BY = "caused_by"
 """Where a ComponentError that came up through other components keeps the one it began with."""
@@ -48,7 +50,8 @@ def run_error(error: BaseException, reason: str, component_id: str = "") -> RunE
 
 def component_error(name: str, error: RunError) -> ComponentError:
     """Return what the caller sees, made from nothing but what the log keeps: so it is the same on replay."""
-    return ComponentError(
+    kind = WaitTimeout if error.reason == WAIT_TIMEOUT else ComponentError
+    return kind(
         component_id=error.component_id,
         name=name,
         reason=error.reason,

@@ -38,6 +38,7 @@ from onward.v1.event_pb2 import (
     ComponentRetrying,
     ComponentStarted,
     Event,
+    InputRequested,
     OutputDelta,
     Published,
     Rollback,
@@ -45,6 +46,7 @@ from onward.v1.event_pb2 import (
     StatusUpdated,
 )
 from onward.v1.run_pb2 import Payload, RunError, Usage
+from onward.waits import Waits
 
 if TYPE_CHECKING:
     from onward.past import Record
@@ -68,6 +70,8 @@ NON_DETERMINISTIC = "NON_DETERMINISTIC"
 
 BRIEF_CHARS_MAX = 500
 
+NOTHING: Mapping[str, bytes] = {}
+
 M = TypeVar("M")
 
 
@@ -80,6 +84,10 @@ def now() -> Timestamp:
 def inline(data: bytes) -> Payload:
     """Return JSON as a Payload that holds it."""
     return Payload(data=data, size=len(data))
+
+
+def _memo(instance: Instance, memo: Payload | None, beside: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    return beside if memo is None else {**beside, instance.id: memo.SerializeToString()}
 
 
 def _brief(data: bytes) -> str:
@@ -134,6 +142,9 @@ class Journal:
         """When the time of the components that run is up, in seconds since the epoch."""
         self.before_live: Callable[[], None] | None = None
         """Set while the run's cancellation waits for replay to catch up: what is not remembered comes after it."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when an instance has ended."""
+        self.waits = Waits(self)
         self._digest_key = digest_key[:64]
         self.secret = secret
         """What chance is derived from; the same in every attempt."""
@@ -150,12 +161,12 @@ class Journal:
 
     # Writing
 
-    def post(self, event: Event) -> None:
-        """Hand over an event without waiting."""
+    def post(self, event: Event, memo: Mapping[str, bytes] = NOTHING) -> None:
+        """Hand over an event without waiting, and what goes into the memo with it."""
         if self.closed:
             return
         try:
-            self.log.post(event)
+            self.log.post(event, memo)
         except LogError as error:
             self.refuse(error)
 
@@ -254,8 +265,48 @@ class Journal:
             started.input_digest = digest
         self.post(Event(create_time=now(), component_id=instance.id, component_started=started))
 
+    def wait_started(
+        self,
+        instance: Instance,
+        told: Payload | None,
+        due_s: float | None,
+        request: InputRequested | None,
+        beside: Mapping[str, bytes],
+    ) -> None:
+        """Open a wait.
+
+        Args:
+            instance: The wait.
+            told: What readers see of what it waits for.
+            due_s: When it ends by itself, in seconds since the epoch; None is never.
+            request: What it asks for.
+            beside: What goes into the memo with it.
+        """
+        started = ComponentStarted(name=instance.name, input=told)
+        if instance.parent is not None and instance.parent.id:
+            started.parent_id = instance.parent.id
+        if due_s is not None:
+            started.due_time.FromNanoseconds(round(due_s * 1e9))
+        if self.tracer is not None:
+            above = None if instance.parent is None else instance.parent.span
+            instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above)
+        self.post(Event(create_time=now(), component_id=instance.id, component_started=started), beside)
+        if request is not None:
+            asked = InputRequested()
+            asked.CopyFrom(request)
+            if due_s is not None:
+                asked.expire_time.CopyFrom(started.due_time)
+            self.post(Event(create_time=now(), component_id=instance.id, input_requested=asked))
+
     async def finished(
-        self, instance: Instance, output: Payload | None, memo: Payload | None = None, usage: Usage | None = None
+        self,
+        instance: Instance,
+        output: Payload | None,
+        memo: Payload | None = None,
+        usage: Usage | None = None,
+        *,
+        signal_offset: int = 0,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> None:
         """Commit a result. The caller may have it afterwards.
 
@@ -264,21 +315,32 @@ class Journal:
             output: What readers see.
             memo: What a later attempt gets, where that differs.
             usage: What its own model calls used.
+            signal_offset: The signal that it took, which is its result.
+            beside: More for the memo.
 
         Raises:
             CancelledError: The attempt is over.
         """
         if instance.span is not None:
             tracing.end(instance.span)
-        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output, usage=usage))
+        finished = self._finished(
+            instance,
+            ComponentFinished(outcome=OUTCOME_OK, output=output, usage=usage, signal_offset=signal_offset),
+        )
         if instance.record is not None:
             self.close_trail(instance)
-        offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
+        offset = await self.append(finished, memo=_memo(instance, memo, beside))
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
 
     async def failed(
-        self, instance: Instance, error: RunError, memo: Payload | None = None, usage: Usage | None = None
+        self,
+        instance: Instance,
+        error: RunError,
+        memo: Payload | None = None,
+        usage: Usage | None = None,
+        *,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> None:
         """Commit an error. The caller may have it afterwards.
 
@@ -287,6 +349,7 @@ class Journal:
             error: Why.
             memo: The items that a stream had given before.
             usage: What its own model calls used.
+            beside: More for the memo.
 
         Raises:
             CancelledError: The attempt is over.
@@ -296,7 +359,7 @@ class Journal:
         if instance.record is not None:
             self.close_trail(instance)
         finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error, usage=usage))
-        offset = await self.append(finished, memo=None if memo is None else {instance.id: memo.SerializeToString()})
+        offset = await self.append(finished, memo=_memo(instance, memo, beside))
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
 
@@ -307,19 +370,23 @@ class Journal:
             tracing.end(instance.span)
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)))
 
-    def cancelled(self, instance: Instance, usage: Usage | None = None) -> None:
+    def cancelled(
+        self, instance: Instance, usage: Usage | None = None, *, beside: Mapping[str, bytes] = NOTHING
+    ) -> None:
         if instance.span is not None:
             tracing.end(instance.span, cancelled=True)
         if self.replay is not None and instance.record is not None:
             self.replay.ended(instance.record)
-        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)))
+        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)), memo=beside)
 
     def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:
+        self.on_end()
         return Event(create_time=now(), component_id=instance.id, component_finished=finished)
 
     def retrying(
         self, instance: Instance, try_number: int, error: RunError, delay_s: float, *, fallback: bool = False
     ) -> None:
+        self.waits.free(instance.id)
         if instance.span is not None:
             tracing.retrying(instance.span, try_number, error)
         delay = Duration()

@@ -5,7 +5,7 @@ Implemented on Redis by `onward_runlog` and in memory by `onward.memory`; both p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from onward.v1.event_pb2 import Event
@@ -71,10 +71,20 @@ class AttemptLog(Protocol):
 
     `offset` and `attempt` of an Event are set by the log, which also adds what a ComponentFinished says was used to the
     run's usage, in the same atomic step. Not thread-safe: one event loop uses it.
+
+    Attributes:
+        on_others: Called when somebody else (who signals, who cancels) has written to the log; `others` tells what.
+            None: nobody wants to know at once.
     """
 
-    def post(self, event: Event) -> None:
+    on_others: Callable[[], None] | None
+
+    def post(self, event: Event, memo: Mapping[str, bytes] | None = None) -> None:
         """Hand over an event without waiting for it. A refusal surfaces in the next call that waits.
+
+        Args:
+            event: Goes in after everything before it.
+            memo: As in `append`.
 
         Raises:
             EventTooLarge: The event was not taken.
@@ -105,6 +115,24 @@ class AttemptLog(Protocol):
         Raises:
             LogError: The attempt is over.
         """
+
+    async def park(self, event: Event, *, wake_s: float | None) -> bool:
+        """Commit a RunWaiting: event, state, timer and the end of the lease at once. The attempt is over then.
+
+        Args:
+            event: Says what the run waits for; a signal of one of its names wakes it.
+            wake_s: Seconds after which it is woken in any case; None is never.
+
+        Returns:
+            False where others have written what `others` has not told yet: nothing was taken, and the attempt goes on.
+
+        Raises:
+            LogError: The attempt is over.
+            EventTooLarge: The event was not taken.
+        """
+
+    async def others(self) -> Sequence[Event]:
+        """Return what others wrote since the run was claimed, and that was not returned before, oldest first."""
 
     def read(self, *, after: int = 0) -> AsyncIterator[Event]:
         """Yield the events committed so far with an offset above `after`, in order, and end."""

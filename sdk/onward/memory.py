@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Protocol
@@ -21,14 +21,17 @@ from onward.log import (
     add_usage,
     usage_of,
 )
-from onward.v1.event_pb2 import Event, RunStateChanged
+from onward.v1.event_pb2 import Event, RunStateChanged, RunWaiting, SignalReceived
 from onward.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
+    RUN_STATE_CANCELLING,
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
     RUN_STATE_QUEUED,
     RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
+    RUN_STATE_WAITING,
+    Payload,
     RunState,
     Usage,
 )
@@ -60,6 +63,7 @@ class MemoryRun:
         memo: What appends put there, by component_id.
         blobs: Values kept beside the log, by blob_uri.
         usage: What its model calls used.
+        waiting: What it waits for while it is parked; None while it is not.
     """
 
     def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
@@ -75,6 +79,8 @@ class MemoryRun:
         self.online = asyncio.Event()
         self.online.set()
         self.held = False
+        self.waiting: RunWaiting | None = None
+        self._holder: MemoryLog | None = None
         self.write(Event(run_state_changed=RunStateChanged(state=RUN_STATE_QUEUED)).SerializeToString(), attempt=0)
 
     @property
@@ -106,9 +112,11 @@ class MemoryRun:
         if self.state in TERMINAL:
             raise LogClosed("the run has ended")
         self.attempt += 1
-        self.state = RUN_STATE_RUNNING
+        if self.state != RUN_STATE_CANCELLING:
+            self.state = RUN_STATE_RUNNING
         self.held = True
-        return MemoryLog(self, self.attempt, dies_after, dies)
+        self._holder = MemoryLog(self, self.attempt, dies_after, dies)
+        return self._holder
 
     def reopened(self) -> MemoryRun:
         """Return a copy of the run as it was before its last event, held by nobody."""
@@ -122,9 +130,29 @@ class MemoryRun:
         copy._bytes = sum(map(len, copy._log))
         return copy
 
+    def signal(self, name: str, data: bytes) -> None:
+        """Send a signal with this JSON; where the run is parked and waits for it, it is to be taken up again."""
+        received = SignalReceived(name=name, value=Payload(data=data, size=len(data)))
+        self._write_as_other(Event(signal_received=received))
+        if self.waiting is not None and name in self.waiting.signals:
+            self.wake()
+
+    def wake(self) -> None:
+        """End a parked run's wait, as its timer does."""
+        self.waiting = None
+        self.state = RUN_STATE_QUEUED
+        self._write_as_other(Event(run_state_changed=RunStateChanged(state=RUN_STATE_QUEUED)))
+
+    def cancel(self) -> None:
+        """Ask for the end of a run that is held or parked, as CancelRun does."""
+        self.waiting = None
+        self.state = RUN_STATE_CANCELLING
+        self._write_as_other(Event(run_state_changed=RunStateChanged(state=RUN_STATE_CANCELLING)))
+
     def lose(self) -> None:
         """Take the run from whoever holds it, as the end of a lease does."""
         self.held = False
+        self._holder = None
 
     def close(self, state: RunState.ValueType = RUN_STATE_CANCELLED, reason: str = "") -> None:
         """End the run from outside, as CancelRun and a run timeout do."""
@@ -132,6 +160,7 @@ class MemoryRun:
         self.write(Event(run_state_changed=changed).SerializeToString(), attempt=0)
         self.state = state
         self.held = False
+        self.waiting = None
 
     @contextmanager
     def offline(self) -> Iterator[None]:
@@ -141,6 +170,12 @@ class MemoryRun:
             yield
         finally:
             self.online.set()
+
+    def _write_as_other(self, event: Event) -> None:
+        event.create_time.GetCurrentTime()
+        self.write(event.SerializeToString(), attempt=0)
+        if self.held and self._holder is not None and self._holder.on_others is not None:
+            self._holder.on_others()
 
     # For MemoryLog
 
@@ -169,7 +204,9 @@ class MemoryLog:
     def __init__(self, run: MemoryRun, attempt: int, dies_after: int = 0, dies: Place | None = None) -> None:
         self.run = run
         self.attempt = attempt
+        self.on_others: Callable[[], None] | None = None
         self._dies_after = dies_after
+        self._others_after = run.last_offset
         self._is_place = None if dies is None else dies.look()
         self._dies_before = dies is not None and dies.before
         self._unsent: deque[tuple[bytes, Usage | None, Mapping[str, bytes] | None]] = deque()
@@ -177,8 +214,8 @@ class MemoryLog:
         self._unsent_bytes = 0
         self._refusal: LogError | None = None
 
-    def post(self, event: Event) -> None:
-        self._queue(_serialized(event), usage_of(event))
+    def post(self, event: Event, memo: Mapping[str, bytes] | None = None) -> None:
+        self._queue(_serialized(event), usage_of(event), memo)
         if self.run.online.is_set():
             self._send()
 
@@ -214,6 +251,30 @@ class MemoryLog:
         self.run.write(data, attempt=self.attempt)
         self.run.state = state
         self.run.held = False
+
+    async def park(self, event: Event, *, wake_s: float | None) -> bool:
+        data = _serialized(event)
+        await self.run.online.wait()
+        self._send()
+        self._raise()
+        if self.run.state != RUN_STATE_RUNNING or self._written_by_others():
+            return False
+        if self.run.full(len(data)):
+            raise LogFull("the log is at its limit")
+        self.run.write(data, attempt=self.attempt)
+        self.run.state = RUN_STATE_WAITING
+        self.run.waiting = event.run_waiting
+        self.run.lose()
+        return True
+
+    async def others(self) -> Sequence[Event]:
+        await self.run.online.wait()
+        found = self._written_by_others()
+        self._others_after = self.run.last_offset
+        return found
+
+    def _written_by_others(self) -> list[Event]:
+        return [event for event in self.run.events[self._others_after :] if event.attempt != self.attempt]
 
     async def read(self, *, after: int = 0) -> AsyncIterator[Event]:
         await self.run.online.wait()

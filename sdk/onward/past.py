@@ -20,6 +20,7 @@ from onward.v1.event_pb2 import (
     Event,
     Outcome,
     OutputDelta,
+    SignalReceived,
 )
 from onward.v1.run_pb2 import Payload, RunError
 
@@ -28,6 +29,9 @@ ITEMS = "application/vnd.onward.items+json"
 
 DELTAS = "application/vnd.onward.deltas"
 """Media type of a memo that says: the items are the instance's deltas in the log, one each."""
+
+ASKED = "asked:"
+"""Before a signal's name: where the memo has the schema of what is asked for; empty where nothing is."""
 
 _Line = tuple[str, bytes]
 
@@ -119,6 +123,8 @@ class Record:
         delay_s: The wait before that.
         finished_offset: Where it ended; 0 where it did not.
         outcome: How it ended.
+        due_s: When the time of a wait is up, in seconds since the epoch; None is never.
+        signal_offset: The signal that a wait took.
         output: Its result as readers see it.
         memo: Its result where that differs.
         error: Why it failed.
@@ -142,6 +148,8 @@ class Record:
     delay_s: float = 0.0
     finished_offset: int = 0
     outcome: Outcome.ValueType = 0  # type: ignore[assignment]
+    due_s: float | None = None
+    signal_offset: int = 0
     output: Payload | None = None
     memo: Payload | None = None
     error: RunError | None = None
@@ -185,6 +193,9 @@ class Past:
         shown: Ids of instances that have shown something which is not void.
         resumed_s: When the run was last taken up after an attempt was lost, in seconds since the epoch. A wait that it
             parked for is no loss.
+        signals: The signals that came, by offset.
+        taken: The signals that a wait took whose result counts, each with the ids of those above and of the wait.
+        asked: The schemas of what is asked for, by the name of the signal.
     """
 
     def __init__(self, memo: Mapping[str, bytes]) -> None:
@@ -192,6 +203,9 @@ class Past:
         self.records: dict[str, Record] = {"": self.root}
         self.shown: dict[str, None] = {}
         self.resumed_s = 0.0
+        self.signals: dict[int, SignalReceived] = {}
+        self.taken: dict[int, tuple[str, ...]] = {}
+        self.asked = {name.removeprefix(ASKED): value for name, value in memo.items() if name.startswith(ASKED)}
         self._memo = memo
         self._void: dict[str, None] = {}
         """Shown in a failed try whose Rollback is missing."""
@@ -210,6 +224,8 @@ class Past:
                 record.trail.add(kind, event)
         elif kind == "component_retrying":
             self._retrying(event)
+        elif kind == "signal_received":
+            self.signals[event.offset] = event.signal_received
         elif kind == "rollback":
             for component_id in event.rollback.component_ids:
                 self._rolled_back(component_id, event.rollback.after_offset)
@@ -232,6 +248,8 @@ class Past:
             self.records[record.id] = parent.below[record.id] = record
         parent.called_offset = event.offset
         record.digest = started.input_digest
+        if started.HasField("due_time"):
+            record.due_s = started.due_time.ToNanoseconds() / 1e9
         record.finished_offset = 0
         record.outcome = 0  # type: ignore[assignment]
 
@@ -244,13 +262,16 @@ class Past:
         record.outcome = finished.outcome
         if not record.remembered:
             return
+        if finished.signal_offset:
+            record.signal_offset = finished.signal_offset
+            self.taken[finished.signal_offset] = tuple(_path(record))
         memo = self._memo.get(record.id)
         record.memo = Payload.FromString(memo) if memo is not None else None
         if finished.outcome == OUTCOME_ERROR:
             record.error = finished.error
         elif finished.output.WhichOneof("value") is not None:
             record.output = finished.output
-        elif memo is None:
+        elif memo is None and not finished.signal_offset:
             record.outcome = 0  # type: ignore[assignment]  # Written by a version that remembered nothing.
         self.drop_below(record)
         if record.memo is None or record.memo.media_type != DELTAS:
@@ -265,6 +286,7 @@ class Past:
         record.fell_back = retrying.fallback
         record.delay_s = retrying.delay.ToMilliseconds() / 1000
         record.try_s = _seconds(event) + record.delay_s
+        self.taken = {offset: path for offset, path in self.taken.items() if record.id not in path}
         self._void.update(dict.fromkeys(self.shown_by(record)))
         self.forget(record)
 
@@ -343,6 +365,13 @@ async def read(log: AttemptLog) -> Past:
 
 def _seconds(event: Event) -> float:
     return event.create_time.seconds + event.create_time.nanos / 1e9
+
+
+def _path(record: Record) -> Iterator[str]:
+    above: Record | None = record
+    while above is not None:
+        yield above.id
+        above = above.parent
 
 
 def _by_start(record: Record) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import logging
 from contextvars import Context
+from typing import Any
 
 from onward.instance import CURRENT, Instance
 from onward.past import Past, Record
@@ -167,7 +168,7 @@ def _others(parent: Instance) -> bool:
     for task in asyncio.all_tasks():
         if task is current:
             continue
-        context = _context(task)
+        context = context_of(task)
         instance = None if context is None else context.get(CURRENT)
         while instance is not None:
             if instance.id == parent.id and instance.journal is parent.journal:
@@ -176,7 +177,8 @@ def _others(parent: Instance) -> bool:
     return False
 
 
-def _context(task: asyncio.Task[object]) -> Context | None:
+def context_of(task: asyncio.Task[Any]) -> Context | None:
+    """Return the context that a task runs in."""
     get_context = getattr(task, "get_context", None)
     if get_context is not None:  # Python 3.12
         found: Context = get_context()

@@ -377,13 +377,10 @@ class Signature:
         """
         if self.gives is NO_HINT:
             return None
-        # Without the alias: a schema that is a reference to its own definition is hard to read.
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(self.gives, config=_CONFIG)
+            adapter = _plain_adapter(self.gives)
         except PydanticUserError as error:
-            if error.code != "type-adapter-config-unused":
-                raise TypeError(f"{self.name}: the result has no JSON Schema: {error.message}") from None
-            adapter = TypeAdapter(self.gives)
+            raise TypeError(f"{self.name}: the result has no JSON Schema: {error.message}") from None
         return self._schema(lambda: adapter.json_schema(mode="serialization"))
 
     def _schema(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -424,6 +421,40 @@ class Signature:
             return create_model(self.name, __base__=base, **fields)
         except PydanticUserError as error:
             raise TypeError(f"{self.name}: a parameter's type has no JSON form: {error.message}") from None
+
+
+def adapter_of(hint: Any) -> TypeAdapter[Any]:
+    """Return what reads values of a type from JSON.
+
+    Raises:
+        TypeError: pydantic does not know the type.
+    """
+    try:
+        return TypeAdapter(_alias(hint), config=_CONFIG)
+    except PydanticUserError as error:
+        raise TypeError(f"{hint} has no JSON form: {error.message}") from None
+
+
+def schema_of(hint: Any) -> dict[str, Any]:
+    """Return the JSON Schema 2020-12 that a value of a type satisfies.
+
+    Raises:
+        TypeError: There is none.
+    """
+    try:
+        return _plain_adapter(hint).json_schema(mode="validation")
+    except PydanticUserError as error:
+        raise TypeError(f"{hint} has no JSON Schema: {error.message}") from None
+
+
+def _plain_adapter(hint: Any) -> TypeAdapter[Any]:
+    # Without the alias: a schema that is a reference to its own definition is hard to read.
+    try:
+        return TypeAdapter(hint, config=_CONFIG)
+    except PydanticUserError as error:
+        if error.code != "type-adapter-config-unused":
+            raise
+        return TypeAdapter(hint)
 
 
 def _violation(error: Mapping[str, Any]) -> str:

@@ -123,6 +123,7 @@ class Holding:
             run.namespace,
             run.run_id,
             request.attempt,
+            last_offset=run.log.last_offset,
             on_cancelling=lambda: self.cancel(ref, request.attempt, CANCEL_GRACE_S),
         )
         attempt = Attempt(
@@ -151,6 +152,12 @@ class Holding:
         held = self._held.get(ref)
         if held is not None and held.number == number:
             held.attempt.cancel("", grace_s)
+
+    def notify(self, ref: str, number: int, last_offset: int) -> None:
+        """Learn that somebody else wrote to the log of a run, which now ends at `last_offset`."""
+        held = self._held.get(ref)
+        if held is not None and held.number == number:
+            held.log.told(last_offset)
 
     def stop_taking(self) -> None:
         """Take nothing more, and tell watchers."""
@@ -234,11 +241,17 @@ class Holding:
         if not renewal.held and renewal.state in TERMINAL and not held.over:
             # Most likely by its own last event, whose reply is on its way. If not, the next renewal tells.
             held.over = True
+        elif not renewal.held and renewal.state == RunState.RUN_STATE_WAITING:
+            pass  # Parked by this attempt: the reply is on its way, or its code cleans up.
+        elif not renewal.held and held.attempt.state == RunState.RUN_STATE_WAITING:
+            pass  # And woken since.
         elif not renewal.held:
             logger.warning("run %s was taken back: its code is stopped", held.run_id)
             held.attempt.abandon()
         elif renewal.state == RunState.RUN_STATE_CANCELLING:
             held.attempt.cancel("", CANCEL_GRACE_S)
+        else:
+            held.log.told(renewal.last_offset)
 
     def _snapshot(self, *, whole: bool) -> Executor:
         executor = Executor()

@@ -52,8 +52,11 @@ class ExecutorServicer(ExecutorServiceServicer):
             return CancelResponse()
 
     async def Notify(self, request: NotifyRequest, context: Context) -> NotifyResponse:
-        """See ExecutorService.Notify. Nothing waits for signals inside a run yet."""
-        return NotifyResponse()
+        """See ExecutorService.Notify."""
+        async with rpc_errors(context):
+            ref = keys.ref(request.namespace, request.run_id)
+            self._holding.notify(ref, request.attempt, request.last_offset)
+            return NotifyResponse()
 
     async def Drain(self, request: DrainRequest, context: Context) -> DrainResponse:
         """See ExecutorService.Drain."""

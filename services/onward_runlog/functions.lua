@@ -7,7 +7,7 @@
 -- place in queue, timers, leases and listing, and one message on the wake channel.
 
 local QUEUED, RUNNING, WAITING, CANCELLING, PAUSED, SUCCEEDED, FAILED, CANCELLED = 1, 2, 3, 4, 5, 6, 7, 8
-local CAUSE_STARTED, CAUSE_LOST, CAUSE_HANDED_OVER, CAUSE_RESUMED, CAUSE_CANCELLED = 1, 2, 3, 5, 6
+local CAUSE_STARTED, CAUSE_LOST, CAUSE_HANDED_OVER, CAUSE_WOKEN, CAUSE_RESUMED, CAUSE_CANCELLED = 1, 2, 3, 4, 5, 6
 local HINT_BYTES_MAX = 65536
 local LANE = 2 ^ 42
 -- A run whose executors died so often is given only to an executor that holds nothing else, from a queue of its own.
@@ -126,9 +126,26 @@ local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'l
 
 local SHOWN = {
   'run', 'state', 'attempt', 'holder', 'deployment', 'log_id', 'last', 'start', 'end', 'expire', 'error', 'usage',
+  'waiting', 'wake',
 }
 
 local function dispatch(base, ref) return redis.call('HMGET', base .. ':' .. ref .. ':run', unpack(DISPATCH)) end
+
+-- A run that is parked waits no longer: neither its timer nor a signal means it any more.
+local function unpark(base, ref, key)
+  redis.call('HDEL', key, 'waiting', 'wake', 'awaited')
+  redis.call('ZREM', base .. ':timers', 'w:' .. ref)
+end
+
+-- Queues a parked run again, after the event that says so. It waits in its lane like any other: a thousand that wake at
+-- once come one by one between the runs of everybody else.
+local function awake(base, ref, key)
+  local run = redis.call('HMGET', key, 'deployment', 'priority', 'fairness', 'score', 'state', 'deaths')
+  unpark(base, ref, key)
+  redis.call('HSET', key, 'state', QUEUED, 'cause', CAUSE_WOKEN)
+  move(base, ref, run[4], run[5], QUEUED)
+  enqueue(base, line(run[1], run[6]), ref, tonumber(run[2]), run[3], false)
+end
 
 -- The end of a run: nothing follows.
 local function close(base, ref, key, state, from, score, expire)
@@ -136,6 +153,7 @@ local function close(base, ref, key, state, from, score, expire)
   redis.call('HSET', key, 'state', state, 'holder', '', 'end', int(now), 'expire', int(now + expire))
   redis.call('ZREM', base .. ':leases', ref)
   redis.call('ZREM', base .. ':timers', 's:' .. ref, 'd:' .. ref)
+  if from == WAITING then unpark(base, ref, key) end
   redis.call('ZADD', base .. ':timers', int(now + expire), 'x:' .. ref)
   move(base, ref, score, from, state)
 end
@@ -319,6 +337,49 @@ local function append(keys, argv)
   return replies
 end
 
+-- park: ref, attempt, sequence, last (the newest offset that the attempt knows), events_max, bytes_max, event, reason,
+--   wake_in (milliseconds until a timer wakes it; "" for no timer), n, n names of signals that wake it
+-- "stale": somebody else has written, or has asked for the run's end; nothing was taken.
+-- → {"ok" | "stale" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
+local function park(keys, argv)
+  local base, ref, attempt, seq = keys[1], argv[1], tonumber(argv[2]), tonumber(argv[3])
+  local key = base .. ':' .. ref .. ':run'
+  local run = load(key, 'state', 'attempt', 'holder', 'seq', 'committed', 'last', 'bytes', 'score')
+  if not run then return { 'fenced', 0, 0, 0, 0 } end
+  local state, held, last, size = tonumber(run[1]), tonumber(run[2]), tonumber(run[6]), tonumber(run[7])
+  local expected = tonumber(run[4])
+  if attempt == held and seq == expected then return { 'ok', state, held, tonumber(run[5]), size } end
+  if terminal(state) then return { 'closed', state, held, last, size } end
+  if attempt ~= held or run[3] == '' then return { 'fenced', state, held, last, size } end
+  if seq ~= expected + 1 then return { 'jump', state, held, last, size } end
+  if state ~= RUNNING or last ~= tonumber(argv[4]) then return { 'stale', state, held, last, size } end
+  if last >= tonumber(argv[5]) or size > tonumber(argv[6]) then return { 'full', state, held, last, size } end
+  local appended, added = {}
+  last, added = write(base, ref, attempt, last, { argv[7] }, appended)
+  size = size + added
+  redis.call('HSET', key, 'state', WAITING, 'holder', '', 'seq', seq, 'committed', int(last), 'last', int(last), 'bytes',
+    int(size), 'waiting', argv[8])
+  redis.call('ZREM', base .. ':leases', ref)
+  if argv[9] ~= '' then
+    local wake = int(now_ms() + tonumber(argv[9]))
+    redis.call('HSET', key, 'wake', wake)
+    redis.call('ZADD', base .. ':timers', wake, 'w:' .. ref)
+  end
+  local n, names = tonumber(argv[10]), {}
+  for i = 1, n do names[i] = argv[10 + i] end
+  if n > 0 then redis.call('HSET', key, 'awaited', cmsgpack.pack(names)) end
+  move(base, ref, run[8], state, WAITING)
+  publish(base, appended)
+  return { 'ok', WAITING, held, last, size }
+end
+
+local function awaits(packed, name)
+  for _, awaited in ipairs(packed and cmsgpack.unpack(packed) or {}) do
+    if awaited == name then return true end
+  end
+  return false
+end
+
 -- renew: ttl, then for each run: ref, attempt, holder → for each run {1 | 0, state, last_offset}
 local function renew(keys, argv)
   local base, expiry, replies = keys[1], int(now_ms() + tonumber(argv[1])), {}
@@ -358,6 +419,7 @@ local function cancel(keys, argv)
       move(base, ref, run[6], state, CANCELLING)
       if holder == '' then
         redis.call('HSET', key, 'cause', CAUSE_CANCELLED)
+        if state == WAITING then unpark(base, ref, key) end
         if not redis.call('ZSCORE', base .. ':queue:' .. name, ref) then
           enqueue(base, name, ref, tonumber(run[8]), run[9], true)
         end
@@ -435,8 +497,17 @@ local function resume(keys, argv)
   local state, last, size = tonumber(run[1]), tonumber(run[4]), tonumber(run[5])
   if deployment == '' then deployment = run[3] end
   if state ~= PAUSED then
+    if state == WAITING then  -- It would go on by itself, and may look now whether it still has to wait.
+      local appended = {}
+      local added
+      last, added = write(base, ref, 0, last, { argv[3] }, appended)
+      redis.call('HSET', key, 'last', int(last), 'bytes', int(size + added), 'deployment', deployment)
+      awake(base, ref, key)
+      publish(base, appended)
+      return { 'ok', redis.call('HGETALL', key) }
+    end
     local repeated = tonumber(run[2]) == CAUSE_RESUMED and deployment == run[3] and
-      (state == QUEUED or state == RUNNING or state == WAITING)
+      (state == QUEUED or state == RUNNING)
     if not repeated then return { 'state', state } end
     return { 'ok', redis.call('HGETALL', key) }
   end
@@ -474,12 +545,13 @@ local function expel(keys, argv)
   return { 'ok', run[3], tonumber(run[2]), redis.call('HGETALL', key) }
 end
 
--- signal: ref, request_id ('' for none), digest, event, events_max, bytes_max
+-- signal: ref, request_id ('' for none), digest, event, events_max, bytes_max, name, event into QUEUED (for a run that
+--   is parked and waits for the name)
 -- → {"missing" | "ended" | "reused" | "full" | "ok" | "replayed", offset, state, holder, attempt}
 local function signal(keys, argv)
   local base, ref, request_id, digest = keys[1], argv[1], argv[2], argv[3]
   local key, signals = base .. ':' .. ref .. ':run', base .. ':' .. ref .. ':signals'
-  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes')
+  local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'awaited')
   if not run then return { 'missing' } end
   local state, last, size = tonumber(run[1]), tonumber(run[4]), tonumber(run[5])
   if request_id ~= '' then
@@ -492,12 +564,17 @@ local function signal(keys, argv)
   end
   if terminal(state) then return { 'ended', 0, state } end
   if last >= tonumber(argv[5]) or size > tonumber(argv[6]) then return { 'full' } end
-  local appended, added = {}
-  last, added = write(base, ref, 0, last, { argv[4] }, appended)
+  local appended, wakes, offset = {}, state == WAITING and awaits(run[6], argv[7]), last + 1
+  local added
+  last, added = write(base, ref, 0, last, wakes and { argv[4], argv[8] } or { argv[4] }, appended)
   redis.call('HSET', key, 'last', int(last), 'bytes', int(size + added))
-  if request_id ~= '' then redis.call('HSET', signals, request_id, int(last) .. ':' .. digest) end
+  if request_id ~= '' then redis.call('HSET', signals, request_id, int(offset) .. ':' .. digest) end
+  if wakes then
+    awake(base, ref, key)
+    state = QUEUED
+  end
   publish(base, appended)
-  return { 'ok', last, state, run[3], tonumber(run[2]) }
+  return { 'ok', offset, state, run[3], tonumber(run[2]) }
 end
 
 -- blob: ref, attempt, name, value → {"ok" | "fenced" | "closed"}
@@ -511,14 +588,14 @@ local function blob(keys, argv)
   return { 'ok' }
 end
 
--- sweep: limit. Queues runs whose start is due, deletes runs that are past their retention, and tells what is for a
+-- sweep: limit, event into QUEUED. Queues runs whose start is due and parked ones whose timer is, deletes runs that are past their retention, and tells what is for a
 -- Scheduler to decide.
 -- → {now, {ref, attempt, holder, … of leases that have run out}, {ref, … of passed deadlines}, {deployment, length, …},
 --    time of the next timer or 0}
 local function sweep(keys, argv)
   local base, limit, now = keys[1], tonumber(argv[1]), now_ms()
   local timers = base .. ':timers'
-  local expired, passed, queues = {}, {}, {}
+  local expired, passed, queues, appended = {}, {}, {}, {}
   for _, ref in ipairs(redis.call('ZRANGEBYSCORE', base .. ':leases', '-inf', int(now), 'LIMIT', 0, limit)) do
     local run = load(base .. ':' .. ref .. ':run', 'attempt', 'holder')
     if run then
@@ -539,6 +616,14 @@ local function sweep(keys, argv)
       redis.call('ZREM', timers, member)
       local run = load(key, 'state', 'deployment', 'priority', 'fairness')
       if run and tonumber(run[1]) == QUEUED then enqueue(base, run[2], ref, tonumber(run[3]), run[4], false) end
+    elseif kind == 'w' then
+      redis.call('ZREM', timers, member)
+      local run = load(key, 'state', 'last', 'bytes')
+      if run and tonumber(run[1]) == WAITING then
+        local last, added = write(base, ref, 0, tonumber(run[2]), { argv[2] }, appended)
+        redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[3]) + added))
+        awake(base, ref, key)
+      end
     elseif kind == 'x' then
       redis.call('ZREM', timers, member)
       local run = load(key, 'state', 'indexes')
@@ -555,6 +640,7 @@ local function sweep(keys, argv)
     queues[#queues + 1] = deployment
     queues[#queues + 1] = redis.call('ZCARD', base .. ':queue:' .. deployment)
   end
+  publish(base, appended)
   local next = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
   return { int(now), expired, passed, queues, next[2] or '0' }
 end
@@ -622,6 +708,7 @@ end
 declare('submit', submit)
 declare('claim', claim)
 declare('append', append)
+declare('park', park)
 declare('renew', renew, SMALL)
 declare('cancel', cancel)
 declare('lose', lose)

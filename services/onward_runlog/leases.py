@@ -50,11 +50,13 @@ class Renewal:
     Attributes:
         held: Whether the lease is still this executor's.
         state: RunState as it stands, so that a lost Cancel is noticed.
+        last_offset: How long the log is, so that a lost Notify is.
     """
 
     lease: Held
     held: bool
     state: int
+    last_offset: int
 
 
 class Heartbeat:
@@ -67,13 +69,16 @@ class Heartbeat:
 
     def __init__(self, store: Store, executor_id: str, *, ttl_s: float, on_renewal: Callable[[Renewal], None]) -> None:
         """Args:
-        on_renewal: Called in the event loop for leases that are lost and runs that are not simply running.
+        on_renewal: Called in the event loop for leases that are lost, for runs that are not simply running, and where a
+            log has grown since the last renewal.
         """
         self._store = store
         self._executor_id = executor_id
         self._ttl_s = ttl_s
         self._on_renewal = on_renewal
         self._leases: dict[str, Held] = {}
+        self._told: dict[Held, int] = {}
+        """How long each log was at the last renewal."""
         self._lock = threading.Lock()
         self._stopping = False
         self._wake = threading.Event()
@@ -162,12 +167,15 @@ class Heartbeat:
                     arguments += (held.ref, held.attempt, self._executor_id)
                 pipeline.fcall(f"{VERSION}_renew", 1, base, *arguments)
             replies = pipeline.execute()
+        told: dict[Held, int] = {}
         for group, reply in zip(by_base.values(), replies, strict=True):
-            for held, (ok, state, _) in zip(group, reply, strict=True):
-                if ok and state == RunState.RUN_STATE_RUNNING:
+            for held, (ok, state, last_offset) in zip(group, reply, strict=True):
+                told[held] = last_offset
+                if ok and state == RunState.RUN_STATE_RUNNING and self._told.get(held) == last_offset:
                     continue
                 with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._on_renewal, Renewal(held, bool(ok), int(state)))
+                    loop.call_soon_threadsafe(self._on_renewal, Renewal(held, bool(ok), int(state), last_offset))
+        self._told = told
 
     def _name_blocker(self, loop_thread: int, still_s: float) -> None:
         frame = sys._current_frames().get(loop_thread)  # noqa: SLF001 - the documented way to another thread's stack

@@ -10,6 +10,7 @@ from onward.v1.run_pb2 import Payload, Run, RunError, RunState, Usage
 
 LISTED = (
     "run", "state", "attempt", "holder", "deployment", "log_id", "last", "start", "end", "expire", "error", "usage",
+    "waiting", "wake",
 )  # fmt: skip
 """Fields of the record that a Run without input and output is made from."""
 
@@ -66,6 +67,10 @@ def run_from(record: Mapping[bytes, bytes | None]) -> Run:
             field.CopyFrom(timestamp(int(value)))
     if used := record.get(b"usage"):
         run.usage.CopyFrom(_usage(used))
+    if run.state == RunState.RUN_STATE_WAITING:
+        run.waiting_for = (record.get(b"waiting") or b"").decode()
+        if value := record.get(b"wake"):
+            run.wake_time.CopyFrom(timestamp(int(value)))
     if (error := record.get(b"error")) and run.state in (RunState.RUN_STATE_FAILED, RunState.RUN_STATE_PAUSED):
         run.error.CopyFrom(RunError.FromString(error))
     if (value := record.get(b"input")) is not None:

@@ -283,12 +283,14 @@ class Runs:
     async def resume(self, namespace: str, run_id: str, *, deployment: str = "") -> Run:
         """Queue a paused run, and count its deaths from the start. A repeat finds it queued or running, and returns it.
 
+        A parked run is queued, too: its code looks whether it still has to wait.
+
         Args:
             deployment: The build that runs it from now on; empty keeps it.
 
         Raises:
             RunNotFound: There is no such run.
-            WrongState: It is not paused.
+            WrongState: It is neither paused nor parked.
             LogAtLimit: Its log has no room to go on.
         """
         base, ref = self._store.place(namespace, run_id)
@@ -328,7 +330,7 @@ class Runs:
         return Holder(rest[0].decode(), rest[1])
 
     async def signal(self, namespace: str, signal: SignalRunRequest) -> tuple[int, bool, Holder]:
-        """Append a signal. Idempotent by request_id.
+        """Append a signal, and queue the run where it is parked and waits for it. Idempotent by request_id.
 
         Returns:
             Its offset, whether it was there already, and who holds the run.
@@ -354,6 +356,8 @@ class Runs:
             event.SerializeToString(),
             LOG_EVENTS_MAX,
             LOG_BYTES_MAX,
+            signal.name,
+            _state_event(RunState.RUN_STATE_QUEUED, reason=f"signal {signal.name}"),
         )
         match status:
             case b"missing":
@@ -391,7 +395,8 @@ class Runs:
     async def sweep(self) -> dict[str, Swept]:
         """Do what is due in every partition and return what is left to decide, by base name."""
         bases = self._store.bases()
-        calls = [self._store.call("sweep", base, SWEEP_MAX, patience_s=0.0) for base in bases]
+        woken = _state_event(RunState.RUN_STATE_QUEUED, reason="its time has come")
+        calls = [self._store.call("sweep", base, SWEEP_MAX, woken, patience_s=0.0) for base in bases]
         return {base: _swept(reply) for base, reply in zip(bases, await asyncio.gather(*calls), strict=True)}
 
     def _tell_end(self, flat: list[bytes]) -> None:

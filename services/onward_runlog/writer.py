@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -76,6 +76,7 @@ class _Unsent:
 class _Batch:
     log: RedisAttemptLog
     items: int
+    events: int
     size: int
     arguments: list[Argument]
 
@@ -92,7 +93,8 @@ class LogWriter:
         retention_s: float = RETENTION_S,
     ) -> None:
         self.store = store
-        self._limits: tuple[Argument, ...] = (log_events_max, log_bytes_max, int(retention_s * 1000))
+        self.limits: tuple[Argument, ...] = (log_events_max, log_bytes_max)
+        self._limits = (*self.limits, int(retention_s * 1000))
         self.warn_events, self.warn_bytes = WARN_AT * log_events_max, WARN_AT * log_bytes_max
         self._dirty: dict[RedisAttemptLog, None] = {}
         self._wanted = asyncio.Event()
@@ -114,16 +116,23 @@ class LogWriter:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def log(
-        self, namespace: str, run_id: str, attempt: int, *, on_cancelling: Callable[[], None] = lambda: None
+        self,
+        namespace: str,
+        run_id: str,
+        attempt: int,
+        *,
+        last_offset: int = 0,
+        on_cancelling: Callable[[], None] = lambda: None,
     ) -> RedisAttemptLog:
         """Return the log of a run for the attempt that holds it.
 
         Args:
+            last_offset: The log's newest offset when the run was claimed.
             on_cancelling: Called when a reply tells that the run's cancellation was asked for, so that it takes effect
                 also where the call that says so was lost.
         """
         base, ref = self.store.place(namespace, run_id)
-        return RedisAttemptLog(self, base, ref, attempt, on_cancelling)
+        return RedisAttemptLog(self, base, ref, attempt, last_offset, on_cancelling)
 
     def touch(self, log: RedisAttemptLog, *, urgent: bool) -> None:
         """Note that a log has something to send: at once, or within LINGER_S."""
@@ -165,13 +174,13 @@ class LogWriter:
                 task.add_done_callback(self._insisting.discard)
         else:
             for batch, reply in zip(batches, replies, strict=True):
-                batch.log.settle(batch.items, reply)
+                batch.log.settle(batch, reply)
 
     async def _commit_alone(self, base: str, batch: _Batch) -> None:
         """What is wrong with one run must not hold up the others."""
         await asyncio.sleep(PAUSE_S)
         [reply] = await self.insist("append", base, *self._limits, *batch.arguments)
-        batch.log.settle(batch.items, reply)
+        batch.log.settle(batch, reply)
 
     async def insist(self, function: str, base: str, *arguments: Argument) -> Any:
         """Call a function that may be repeated until the server takes it, and return its reply."""
@@ -186,7 +195,16 @@ class LogWriter:
 class RedisAttemptLog:
     """An AttemptLog (see onward.log) on Redis."""
 
-    def __init__(self, writer: LogWriter, base: str, ref: str, attempt: int, on_cancelling: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writer: LogWriter,
+        base: str,
+        ref: str,
+        attempt: int,
+        last_offset: int,
+        on_cancelling: Callable[[], None],
+    ) -> None:
+        self.on_others: Callable[[], None] | None = None
         self._on_cancelling = on_cancelling
         self.base = base
         self.ref = ref
@@ -201,7 +219,13 @@ class RedisAttemptLog:
         self._warned = False
         self._handed_over = 0
         self._committed = 0
-        self._last_offset = 0
+        self._last_offset = last_offset
+        """The newest offset that this attempt knows of."""
+        self._told = 0
+        """The newest that it was told of; if that is above, an append of nothing asks what is there."""
+        self._gaps: list[tuple[int, int]] = []
+        """Where others wrote, after one offset and up to the other, and `others` has not told yet."""
+        self._idle: asyncio.Future[None] | None = None
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
         self._crowded: list[asyncio.Future[None]] = []
         self._refused: LogError | None = None
@@ -210,11 +234,11 @@ class RedisAttemptLog:
 
     # What the engine calls.
 
-    def post(self, event: Event) -> None:
+    def post(self, event: Event, memo: Mapping[str, bytes] | None = None) -> None:
         """See AttemptLog.post."""
         data = _serialized(event)
         if self._refused is None and self._finishing is None:
-            self._take_in(data, usage_of(event))
+            self._take_in(data, usage_of(event), memo)
             self._writer.touch(self, urgent=False)
 
     async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
@@ -253,12 +277,52 @@ class RedisAttemptLog:
         self._finishing = AttemptFenced("the run was paused") if paused else LogClosed("the run has ended")
         await self._commit()
 
-    async def read(self, *, after: int = 0) -> AsyncIterator[Event]:
-        """See AttemptLog.read."""
+    async def park(self, event: Event, *, wake_s: float | None) -> bool:
+        """See AttemptLog.park."""
+        data = _serialized(event)
+        waiting = event.run_waiting
+        while self._in_flight or self._unsent:
+            self._raise_refusal()
+            self._idle = asyncio.get_running_loop().create_future()
+            self._writer.touch(self, urgent=True)
+            await self._idle
+        self._raise_refusal()
+        if self._gaps or self._told > self._last_offset:
+            return False
+        self._in_flight = True
+        self._sequence += 1
+        arguments: list[Argument] = [self.ref, self.attempt, self._sequence, self._last_offset, *self._writer.limits]
+        arguments += [data, waiting.reason, "" if wake_s is None else max(0, round(wake_s * 1000))]
+        status, state, _, last_offset, _ = await self._writer.insist(
+            "park", self.base, *arguments, len(waiting.signals), *waiting.signals
+        )
+        self._in_flight = False
+        if status == b"ok":
+            self._finishing = AttemptFenced("the run is parked")
+            return True
+        if status != b"stale":
+            refusal = _refusal(status, self.ref)
+            self._refuse(refusal)
+            raise refusal
+        self._sequence -= 1  # the log did not count it
+        self._know(last_offset, last_offset)
+        if self._unsent:
+            self._writer.touch(self, urgent=True)
+        if state == RunState.RUN_STATE_CANCELLING:
+            self._on_cancelling()
+        return False
+
+    async def others(self) -> Sequence[Event]:
+        """See AttemptLog.others."""
+        gaps, self._gaps = self._gaps, []
+        return [event for after, through in gaps async for event in self.read(after=after, through=through)]
+
+    async def read(self, *, after: int = 0, through: int | None = None) -> AsyncIterator[Event]:
+        """See AttemptLog.read; `through` is the last offset that is wanted."""
         while True:
-            start = f"{after + 1}-0"
+            start, end = f"{after + 1}-0", "+" if through is None else f"{through}-0"
             log = keys.log(self.base, self.ref)
-            entries = await self._command("XRANGE", log, start, "+", "COUNT", READ_EVENTS)
+            entries = await self._command("XRANGE", log, start, end, "COUNT", READ_EVENTS)
             for _, fields in entries:
                 event = Event.FromString(fields[1])
                 after = event.offset
@@ -297,7 +361,8 @@ class RedisAttemptLog:
 
     def take(self) -> _Batch | None:
         """Return what goes out next, or None: one batch of a log is under way at a time, so order is kept."""
-        if self._in_flight or self._refused or not self._unsent:
+        asks = self._told > self._last_offset and self._sequence > 0 and not self._finishing
+        if self._in_flight or self._refused or not (self._unsent or asks):
             return None
         events: list[bytes] = []
         memo: list[Argument] = []
@@ -323,9 +388,15 @@ class RedisAttemptLog:
         arguments: list[Argument] = [self.ref, self.attempt, self._sequence, *ending]
         arguments += ("" if used is None else usage_text(used), len(events), *events)
         arguments += (len(memo) // 2, *memo)
-        return _Batch(self, items, size, arguments)
+        return _Batch(self, items, len(events), size, arguments)
 
-    def settle(self, items: int, reply: list[Any]) -> None:
+    def told(self, last_offset: int) -> None:
+        """Learn from elsewhere how long the log is: what is above the last reply may be somebody else's."""
+        if self.on_others is not None and last_offset > max(self._told, self._last_offset):
+            self._told = last_offset
+            self._writer.touch(self, urgent=True)
+
+    def settle(self, batch: _Batch, reply: list[Any]) -> None:
         """Take the function's reply to the batch under way."""
         self._in_flight = False
         status, state, _, last_offset, size = reply
@@ -335,10 +406,10 @@ class RedisAttemptLog:
         if not self._warned and (last_offset > self._writer.warn_events or size > self._writer.warn_bytes):
             self._warned = True
             logger.warning("the log of run %s is at nine tenths of its limit: full, the run is paused", self.ref)
-        for _ in range(items):
+        for _ in range(batch.items):
             self._unsent_bytes -= self._unsent.popleft().size
-        self._committed += items
-        self._last_offset = last_offset
+        self._committed += batch.items
+        self._know(last_offset, last_offset - batch.events)
         while self._waiting and self._waiting[0][0] <= self._committed:
             waiter = self._waiting.popleft()[1]
             if not waiter.done():
@@ -346,9 +417,25 @@ class RedisAttemptLog:
         if self._crowded and not self._is_crowded():
             self._let_in()
         if self._unsent:
-            self._writer.touch(self, urgent=bool(self._waiting))
+            self._writer.touch(self, urgent=bool(self._waiting or self._idle))
+        elif self._told > self._last_offset:
+            self._writer.touch(self, urgent=True)
+        self._rest()
         if state == RunState.RUN_STATE_CANCELLING:
             self._on_cancelling()
+
+    def _know(self, last_offset: int, others_through: int) -> None:
+        """Note how long the log is, and up to where others wrote after what was known before."""
+        gap = (self._last_offset, others_through)
+        self._last_offset = last_offset
+        if gap[0] < gap[1]:
+            self._gaps.append(gap)
+            if self.on_others is not None:
+                self.on_others()
+
+    def _rest(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def _take_in(self, event: bytes | None, usage: Usage | None, memo: Mapping[str, bytes] | None = None) -> None:
         size = len(event) if event is not None else 0
@@ -394,6 +481,7 @@ class RedisAttemptLog:
                 waiter.set_exception(error)
         self._waiting.clear()
         self._let_in()
+        self._rest()
 
 
 def _serialized(event: Event) -> bytes:

@@ -12,8 +12,9 @@ import pytest
 import redis
 from redis.asyncio import Redis
 from tests.proxy import proxy_to
-from tests.runlog import CANCELLING, QUEUED, a_run, append, eventually, status
+from tests.runlog import CANCELLING, QUEUED, RUNNING, a_run, append, eventually, status
 
+from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys
 from onward_runlog.leases import Heartbeat, Held, Renewal
@@ -86,12 +87,16 @@ async def test_a_lease_is_renewed_before_it_runs_out(store: Store, runs: Runs, r
     await eventually(lived_on)
 
 
-async def test_a_run_that_simply_runs_is_nothing_to_tell(
-    store: Store, run: Run, heartbeat: Heartbeat, told: list[Renewal]
+async def test_of_a_run_that_simply_runs_it_is_told_how_long_its_log_has_become(
+    store: Store, runs: Runs, run: Run, heartbeat: Heartbeat, told: list[Renewal]
 ) -> None:
+    """Once: so a signal is found whose Notify was lost."""
     heartbeat.add(BASE, REF, 1)
-    await renewed(store, times=2)
-    assert told == []
+    await renewed(store, times=3)
+    assert told == [Renewal(Held(BASE, REF, 1), held=True, state=RUNNING, last_offset=2)]
+    await runs.signal("default", SignalRunRequest(run_id="run", name="go"))
+    await renewed(store, times=3)
+    assert [renewal.last_offset for renewal in told] == [2, 3]
 
 
 async def test_a_lease_that_is_removed_is_left_to_run_out(
@@ -118,7 +123,7 @@ async def test_who_lost_a_lease_is_told(runs: Runs, run: Run, heartbeat: Heartbe
         return bool(told)
 
     await eventually(learned)
-    assert told[0] == Renewal(Held(BASE, REF, 1), held=False, state=QUEUED)
+    assert told[0] == Renewal(Held(BASE, REF, 1), held=False, state=QUEUED, last_offset=3)
 
 
 async def test_a_cancellation_is_told_with_the_renewal(
@@ -132,7 +137,7 @@ async def test_a_cancellation_is_told_with_the_renewal(
         return bool(told)
 
     await eventually(learned)
-    assert told[0] == Renewal(Held(BASE, REF, 1), held=True, state=CANCELLING)
+    assert told[0] == Renewal(Held(BASE, REF, 1), held=True, state=CANCELLING, last_offset=3)
 
 
 async def test_a_loop_that_stands_still_for_half_a_lease_costs_nothing(
@@ -245,4 +250,4 @@ async def test_one_heartbeat_renews_many_runs_of_many_partitions(redis_url: str,
             places = [store.place("default", run.run_id) for run in held]
             await eventually(all_renewed)
             await asyncio.sleep(0)
-    assert {renewal.lease.ref for renewal in told} == {"default/7"}
+    assert {renewal.lease.ref for renewal in told if not renewal.held} == {"default/7"}

@@ -21,17 +21,19 @@ from tests.runlog import (
     QUEUED,
     RUNNING,
     SUCCEEDED,
+    WAITING,
     a_run,
     append,
     ended,
     log_of,
+    park,
     places,
     record_of,
     status,
     told,
 )
 
-from onward.v1.event_pb2 import Event
+from onward.v1.event_pb2 import AttemptCause, Event
 from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Payload, Run, RunState
 from onward_runlog import keys
@@ -43,6 +45,13 @@ from onward_runlog.store import Store, open_store
 BASE = keys.base(0)
 RUNS_MAX = 3
 WHY = ("lost", "expired", "handed_over", "refused")
+NAMES = ("go", "on")
+
+CAUSE_LOST = AttemptCause.ATTEMPT_CAUSE_EXECUTOR_LOST
+CAUSE_HANDED_OVER = AttemptCause.ATTEMPT_CAUSE_HANDED_OVER
+CAUSE_RESUMED = AttemptCause.ATTEMPT_CAUSE_RESUMED
+CAUSE_WOKEN = AttemptCause.ATTEMPT_CAUSE_WOKEN
+CAUSE_CANCELLED = AttemptCause.ATTEMPT_CAUSE_CANCELLED
 
 T = TypeVar("T")
 
@@ -70,13 +79,16 @@ class Model:
     delayed: bool = False
     deadline: bool = False
     signals: dict[str, int] = field(default_factory=dict)
+    awaited: tuple[str, ...] = ()
+    wakes: bool = False
+    cause: int = 1
 
     def tell(self, what: str, attempt: int = 0) -> None:
         self.log.append((attempt, what))
 
     def end(self, state: int) -> None:
         self.state, self.holder = state, ""
-        self.in_queue = self.delayed = self.deadline = False
+        self.in_queue = self.delayed = self.deadline = self.wakes = False
 
     @property
     def places(self) -> set[str]:
@@ -88,6 +100,7 @@ class Model:
             "start": self.delayed,
             "deadline": self.deadline,
             "expiry": self.state in TERMINAL,
+            "wake": self.wakes,
         }
         return {name for name, there in found.items() if there}
 
@@ -167,6 +180,8 @@ class RunLogMachine(RuleBasedStateMachine):
             model.attempt += 1
             model.holder, model.sequence, model.began, model.alone = "e2", 0, False, alone
             assert (each.attempt, each.alone, each.run.state) == (model.attempt, alone, model.state)
+            assert each.cause == model.cause
+            assert each.run.log.last_offset == len(model.log)
 
     @precondition(lambda self: self._models)
     @rule(
@@ -242,6 +257,36 @@ class RunLogMachine(RuleBasedStateMachine):
         )
         assert (reply.status, reply.state, reply.attempt) == (expected, model.state, model.attempt)
 
+    @precondition(lambda self: any(model.began and model.holder for model in self._models.values()))
+    @rule(
+        which=st.integers(0, 9),
+        stale=st.sampled_from([0, 0, 0, 1]),
+        age=st.sampled_from([0, 0, 0, 1]),
+        names=st.sets(st.sampled_from(NAMES)),
+        wakes=st.booleans(),
+        again=st.booleans(),
+    )
+    def park(self, which: int, stale: int, age: int, names: set[str], *, wakes: bool, again: bool) -> None:
+        """The attempt in force parks, or one that was replaced; it has read all of the log, or not the last event."""
+        holding = [model for model in self._models.values() if model.began and model.holder]
+        model = holding[which % len(holding)]
+        attempt, sequence, last = model.attempt - age, model.sequence + 1, len(model.log) - stale
+        expected = "fenced" if age else "ok" if not stale and model.state == RUNNING else "stale"
+        for _ in range(1 + again):  # The reply may be lost.
+            reply = self._do(
+                park(self._store, model.run, attempt, sequence, last, *names, wake_ms=3_600_000 if wakes else "")
+            )
+            if expected == "ok" and model.state == RUNNING:
+                model.tell("run_waiting", attempt)
+                model.state, model.holder, model.sequence = WAITING, "", sequence
+                model.awaited, model.wakes = tuple(names), wakes
+            assert (reply.status, reply.state, reply.last_offset) == (expected, model.state, len(model.log))
+
+    def _wake(self, model: Model) -> None:
+        model.tell("QUEUED")
+        model.state, model.cause, model.wakes, model.resumed = QUEUED, CAUSE_WOKEN, False, False
+        self._enqueue(model, front=False)
+
     @precondition(lambda self: any(model.holder for model in self._models.values()))
     @rule(which=st.integers(0, 9), why=st.sampled_from(WHY))
     def crash(self, which: int, why: str) -> None:
@@ -278,6 +323,10 @@ class RunLogMachine(RuleBasedStateMachine):
                 model.state = QUEUED
             if model.began:
                 model.tell(RunState.Name(RunState.ValueType(model.state)).removeprefix("RUN_STATE_"))
+            if model.state == CANCELLING:
+                model.cause = CAUSE_CANCELLED
+            elif model.began:
+                model.cause = CAUSE_HANDED_OVER if why == "handed_over" else CAUSE_LOST
             self._enqueue(model, front=True)
 
     async def _run_out(self, model: Model) -> None:
@@ -307,14 +356,16 @@ class RunLogMachine(RuleBasedStateMachine):
         try:
             run = self._do(self._runs.resume(self._name, model.run.run_id))
         except WrongState:
-            assert model.state != PAUSED
+            assert model.state not in (PAUSED, WAITING)
             assert not (model.resumed and model.state in (QUEUED, RUNNING))
             return
         if model.state == PAUSED:
             model.tell("QUEUED")
-            model.state, model.deaths, model.resumed = QUEUED, 0, True
+            model.state, model.deaths, model.resumed, model.cause = QUEUED, 0, True, CAUSE_RESUMED
             self._enqueue(model, front=False)
-        assert model.resumed
+        elif model.state == WAITING:
+            self._wake(model)
+        assert model.resumed or model.cause == CAUSE_WOKEN
         assert run.state == model.state
 
     @precondition(lambda self: self._models)
@@ -335,10 +386,11 @@ class RunLogMachine(RuleBasedStateMachine):
         await self._store.command("HSET", keys.run(BASE, ref), name, value)
 
     @precondition(lambda self: self._models)
-    @rule(which=st.integers(0, 9), request_id=st.sampled_from(["", "a", "b"]))
-    def signal(self, which: int, request_id: str) -> None:
+    @rule(which=st.integers(0, 9), request_id=st.sampled_from(["", "a", "b"]), name=st.sampled_from(NAMES))
+    def signal(self, which: int, request_id: str, name: str) -> None:
         model = self._pick(which)
-        request = SignalRunRequest(run_id=model.run.run_id, name="go", request_id=request_id, value=Payload(data=b"1"))
+        request_id = request_id and f"{request_id}-{name}"
+        request = SignalRunRequest(run_id=model.run.run_id, name=name, request_id=request_id, value=Payload(data=b"1"))
         known = model.signals.get(request_id)
         try:
             offset, replayed, holder = self._do(self._runs.signal(self._name, request))
@@ -347,11 +399,14 @@ class RunLogMachine(RuleBasedStateMachine):
             assert known is None
             return
         assert (replayed, holder) == (known is not None, Holder(model.holder, model.attempt))
+        wakes = model.state == WAITING and name in model.awaited
         if known is None:
             model.tell("signal_received")
             known = len(model.log)
             if request_id:
                 model.signals[request_id] = known
+            if wakes:
+                self._wake(model)
         assert offset == known
 
     @precondition(lambda self: self._models)
@@ -377,12 +432,14 @@ class RunLogMachine(RuleBasedStateMachine):
         if model.delayed:
             model.delayed = False
             self._enqueue(model, front=False)
+        elif model.wakes:
+            self._wake(model)
         elif model.state in TERMINAL:
             del self._models[model.run.run_id]
             assert self._do(self._traces(ref)) == []
 
     async def _due(self, ref: str) -> None:
-        for kind in "sx":
+        for kind in "swx":
             await self._store.command("ZADD", f"{BASE}:timers", "XX", 1, f"{kind}:{ref}")
         await self._runs.sweep()
 
@@ -424,7 +481,9 @@ class RunLogMachine(RuleBasedStateMachine):
         if endings:
             assert events[-1].run_state_changed.state == endings[0]
         assert int(record["state"]) == model.state
-        assert model.state == RUNNING or changes[-1] == model.state
+        assert model.state in (RUNNING, WAITING) or changes[-1] == model.state
+        assert model.state != WAITING or events[-1].HasField("run_waiting") or events[-1].HasField("signal_received")
+        assert ("waiting" in record) == (model.state == WAITING)
         assert int(record["attempt"]) == model.attempt
         assert record["holder"].decode() == model.holder
         assert int(record["last"]) == len(events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
@@ -9,15 +10,26 @@ import pytest
 
 from onward.log import EVENT_BYTES_MAX, AttemptFenced, AttemptLog, EventTooLarge, LogClosed, LogFull
 from onward.memory import MemoryRun
-from onward.v1.event_pb2 import ComponentFinished, ComponentStarted, Event, OutputDelta, RunStateChanged, StatusUpdated
+from onward.v1.event_pb2 import (
+    ComponentFinished,
+    ComponentStarted,
+    Event,
+    OutputDelta,
+    RunStateChanged,
+    RunWaiting,
+    StatusUpdated,
+)
 from onward.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
     RUN_STATE_QUEUED,
+    RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
+    RUN_STATE_WAITING,
     Payload,
     RunError,
+    RunState,
     Usage,
 )
 
@@ -30,6 +42,12 @@ class RunUnderTest(Protocol):
 
     async def close(self) -> None:
         """End the run as somebody else does who is not the executor: into CANCELLED, or FAILED by time-out."""
+
+    async def signal(self, name: str) -> None:
+        """Send a signal into the run, which its attempt is told of."""
+
+    async def state(self) -> RunState.ValueType:
+        """Return where the run is in its life."""
 
     async def events(self) -> list[Event]:
         """Return the whole log as a reader sees it."""
@@ -51,6 +69,12 @@ class InMemory:
 
     async def close(self) -> None:
         self._run.close()
+
+    async def signal(self, name: str) -> None:
+        self._run.signal(name, b"1")
+
+    async def state(self) -> RunState.ValueType:
+        return self._run.state
 
     async def events(self) -> list[Event]:
         return self._run.events
@@ -84,6 +108,10 @@ def succeeded(data: bytes = b"1") -> Event:
 
 def paused() -> Event:
     return Event(run_state_changed=RunStateChanged(state=RUN_STATE_PAUSED, error=RunError(reason="LOG_LIMIT")))
+
+
+def waiting(*signals: str) -> Event:
+    return Event(run_waiting=RunWaiting(reason="something", signals=signals))
 
 
 async def messages(events: AsyncIterator[Event]) -> list[str]:
@@ -331,3 +359,107 @@ async def test_unknown_fields_survive(new_run: NewRun) -> None:
     event = Event(component_started=ComponentStarted.FromString(newer))
     await log.append(event)
     assert (await run.events())[-1].component_started.SerializeToString() == newer
+
+
+async def test_parking_ends_the_attempt(new_run: NewRun) -> None:
+    """What was posted is in the log before, and nothing of the attempt comes after."""
+    run = await new_run()
+    log = await run.begin()
+    log.post(status("a"))
+    assert await log.park(waiting("go"), wake_s=None)
+    assert await run.state() == RUN_STATE_WAITING
+    log.post(status("late"))
+    with pytest.raises(AttemptFenced):
+        await log.append(status("later"))
+    kinds = [event.WhichOneof("kind") for event in await run.events()]
+    assert kinds == ["run_state_changed", "status_updated", "run_waiting"]
+
+
+async def test_a_signal_that_nobody_has_read_keeps_a_run_from_parking(new_run: NewRun) -> None:
+    """The attempt is told of it, reads it, and may park then. Of its own events it is told nothing."""
+    run = await new_run()
+    log = await run.begin()
+    await log.append(status("a"))
+    assert await log.others() == []
+    await run.signal("go")
+    assert not await log.park(waiting("go"), wake_s=None)
+    assert await run.state() == RUN_STATE_RUNNING
+    await log.append(status("b"))
+    [signal] = await log.others()
+    assert (signal.offset, signal.signal_received.name) == (3, "go")
+    assert await log.others() == []
+    assert await log.park(waiting("other"), wake_s=60)
+
+
+async def test_who_waits_is_told_that_others_have_written(new_run: NewRun) -> None:
+    """At once, also while the attempt itself writes nothing."""
+    run = await new_run()
+    log = await run.begin()
+    await log.append(status("a"))
+    told = asyncio.Event()
+    log.on_others = told.set
+    await run.signal("go")
+    async with asyncio.timeout(10):
+        await told.wait()
+    assert [event.signal_received.name for event in await log.others()] == ["go"]
+    await run.signal("again")
+    await log.append(status("b"))
+    assert [event.signal_received.name for event in await log.others()] == ["again"]
+
+
+async def test_a_signal_wakes_a_run_that_is_parked_for_it(new_run: NewRun) -> None:
+    """One of another name is only kept. The next attempt reads both."""
+    run = await new_run()
+    log = await run.begin()
+    await log.append(status("begun"))
+    assert await log.park(waiting("a", "b"), wake_s=60)
+    await run.signal("c")
+    assert await run.state() == RUN_STATE_WAITING
+    await run.signal("b")
+    assert await run.state() == RUN_STATE_QUEUED
+    second = await run.begin()
+    await second.append(status("on"))
+    assert [event.WhichOneof("kind") async for event in second.read(after=3)] == [
+        "signal_received",
+        "signal_received",
+        "run_state_changed",
+        "status_updated",
+    ]
+
+
+async def test_a_run_that_was_ended_by_others_does_not_park(new_run: NewRun) -> None:
+    """It has nothing to wait for."""
+    run = await new_run()
+    log = await run.begin()
+    await run.close()
+    with pytest.raises(LogClosed):
+        await log.park(waiting("go"), wake_s=None)
+
+
+async def test_a_fenced_attempt_does_not_park_the_run(new_run: NewRun) -> None:
+    """It is another's."""
+    run = await new_run()
+    first = await run.begin()
+    await run.begin()
+    with pytest.raises(AttemptFenced):
+        await first.park(waiting("go"), wake_s=None)
+    assert await run.state() != RUN_STATE_WAITING
+
+
+async def test_a_full_log_takes_no_parking(new_run: NewRun) -> None:
+    """The run is paused instead."""
+    run = await new_run(events_max=2)
+    log = await run.begin()
+    await log.append(status("a"))
+    with pytest.raises(LogFull):
+        await log.park(waiting("go"), wake_s=None)
+    await log.finish(paused())
+    assert await run.state() == RUN_STATE_PAUSED
+
+
+async def test_the_memo_of_a_posted_event_is_kept_with_it(new_run: NewRun) -> None:
+    """Without anybody waiting."""
+    log = await (await new_run()).begin()
+    log.post(status("a"), {"x": b"1"})
+    await log.append()
+    assert dict(await log.read_memo()) == {"x": b"1"}

@@ -10,8 +10,13 @@
             result = await testing.run(blog_post, "tea")
         assert result.view.text.count("Once upon") == 1
 
-The input and the result travel as JSON, as they do in production. Nobody waits between tries. And when a run has ended
-its log is replayed once, as after a crash at the very end: code that depends on time or chance shows here.
+    async def test_a_trip_waits_for_its_approval() -> None:
+        with testing.signals({"approval": True}):
+            assert (await testing.run(trip, "Lisbon")).output == "booked"
+
+The input and the result travel as JSON, as they do in production. Nobody waits between tries, and a run that parks is
+woken at once: what it sleeps for passes in no time, and `signals` gives what it waits for. And when a run has ended its
+log is replayed once, as after a crash at the very end: code that depends on time or chance shows here.
 """
 
 from __future__ import annotations
@@ -30,10 +35,12 @@ from onward.testing.points import after_text as after_text
 from onward.testing.points import before_end as before_end
 from onward.testing.running import NotRepeatable as NotRepeatable
 from onward.testing.running import Result as Result
+from onward.testing.running import WaitsForEver as WaitsForEver
 from onward.testing.running import crash as crash
 from onward.testing.running import no_backoff as no_backoff
 from onward.testing.running import no_replay as no_replay
 from onward.testing.running import run as run
+from onward.testing.running import signals as signals
 
 __all__ = [
     "Effect",
@@ -43,6 +50,7 @@ __all__ = [
     "PointNotReached",
     "Result",
     "Seen",
+    "WaitsForEver",
     "after_finish",
     "after_start",
     "after_text",
@@ -54,4 +62,5 @@ __all__ = [
     "run",
     "settle",
     "shown",
+    "signals",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from onward.engine import Attempt
@@ -13,27 +15,47 @@ from onward.errors import RunFailed
 from onward.journal import NON_DETERMINISTIC
 from onward.memory import MemoryLog, MemoryRun
 from onward.retry import sleep
+from onward.signature import dump_any
 from onward.testing.points import Point, PointNotReached, after_offset
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_EXECUTOR_LOST,
     ATTEMPT_CAUSE_STARTED,
+    ATTEMPT_CAUSE_WOKEN,
     OUTCOME_CANCELLED,
+    AttemptCause,
     Event,
+    InputRequested,
     RunStateChanged,
 )
-from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, Payload, Run, RunError, RunState
+from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Payload, Run, RunError, RunState
 from onward.views import View, fold
+from onward.waits import PACE, Pace
 from onward.workflows import Workflow
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _crashes: ContextVar[tuple[Point | int, ...]] = ContextVar("onward_testing_crashes", default=())
+_signals: ContextVar[Mapping[str, Any]] = ContextVar("onward_testing_signals", default={})  # noqa: B039 - never written
 _replays: ContextVar[bool] = ContextVar("onward_testing_replays", default=True)
 
 
 class NotRepeatable(AssertionError):
     """A workflow that was replayed after its end did not do what it had done: it depends on time, chance or state."""
+
+
+class WaitsForEver(AssertionError):
+    """A workflow waits for a signal that the test does not give."""
+
+
+@dataclass
+class _Clock:
+    """The time in a run under test: it passes as elsewhere, and whatever the run sleeps for passes at once."""
+
+    ahead_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
 
 
 class Result(Generic[T]):
@@ -88,6 +110,7 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
 
     Raises:
         NotRepeatable: The replay went another way.
+        WaitsForEver: It waits for a signal that nobody sends, without a timeout.
         TypeError: The workflow does not take them, or they have no JSON form.
     """
     signature = workflow.signature
@@ -95,19 +118,76 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
     if data is None:
         raise TypeError(f"the input of {workflow.name} has no JSON form")
     memory = MemoryRun()
-    with no_backoff():
-        for point in (*_crashes.get(), None):
-            place = after_offset(point) if isinstance(point, int) else point
-            await _attempt(workflow, data, memory, memory.begin(dies=place))
-            if memory.ended:
-                break
-        if memory.ended and isinstance(point, Point):
+    crashes = list(_crashes.get())
+    clock = _Clock()
+    with no_backoff(), _in_no_time(clock):
+        cause: AttemptCause.ValueType = ATTEMPT_CAUSE_STARTED
+        while not memory.ended:
+            place = crashes[0] if crashes else None
+            place = after_offset(place) if isinstance(place, int) else place
+            await _attempt(workflow, data, memory, memory.begin(dies=place), cause)
+            if memory.state == RUN_STATE_WAITING:
+                _wake(memory, clock)
+                cause = ATTEMPT_CAUSE_WOKEN
+            elif not memory.ended:
+                del crashes[:1]
+                cause = ATTEMPT_CAUSE_EXECUTOR_LOST
+        if crashes and isinstance(crashes[0], Point):
             raise PointNotReached(
-                f"{workflow.name} ended, {state_name(memory.state)}, and did not come by the point {point}"
+                f"{workflow.name} ended, {state_name(memory.state)}, and did not come by the point {crashes[0]}"
             )
         if _replays.get() and memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
             await _replay(workflow, data, memory)
     return Result(workflow, memory)
+
+
+@contextmanager
+def signals(given: Mapping[str, Any]) -> Iterator[None]:
+    """Answer the runs in the block: whenever one waits for a signal of a name that is in `given`, this is sent.
+
+    Args:
+        given: The value by the signal's name: anything that has a JSON form, or a function that returns it. The
+            function is called with the InputRequested that the run has written for the name, or an empty one.
+    """
+    token = _signals.set({**_signals.get(), **given})
+    try:
+        yield
+    finally:
+        _signals.reset(token)
+
+
+def _wake(memory: MemoryRun, clock: _Clock) -> None:
+    """Bring about what a parked run waits for: its signals, or else its time."""
+    waiting, given = memory.waiting, _signals.get()
+    assert waiting is not None
+    answered = [name for name in waiting.signals if name in given]
+    for name in answered:
+        value = given[name]
+        if callable(value):
+            value = value(_request(memory, name))
+        memory.signal(name, dump_any(value, f"signal {name!r}"))
+    if answered:
+        return
+    if not waiting.HasField("wake_time"):
+        raise WaitsForEver(
+            f"the run waits for ever for {waiting.reason}: answer in a `with testing.signals({{…}})` block"
+        )
+    clock.ahead_s += max(0.0, waiting.wake_time.ToNanoseconds() / 1e9 - clock())
+    memory.wake()
+
+
+def _request(memory: MemoryRun, name: str) -> InputRequested:
+    asked = [event.input_requested for event in memory.events if event.input_requested.name == name]
+    return asked[-1] if asked else InputRequested(name=name)
+
+
+@contextmanager
+def _in_no_time(clock: Callable[[], float]) -> Iterator[None]:
+    token = PACE.set(Pace(clock, quiet_s=0.0, near_s=0.0))
+    try:
+        yield
+    finally:
+        PACE.reset(token)
 
 
 @contextmanager
@@ -124,7 +204,7 @@ async def _replay(workflow: Workflow[..., Any, Any], data: bytes, ended: MemoryR
     """Run it once more on its own log, without its end: nothing is to be run or shown again."""
     memory = ended.reopened()
     offset = memory.last_offset + 1
-    await _attempt(workflow, data, memory, memory.begin())
+    await _attempt(workflow, data, memory, memory.begin(), ATTEMPT_CAUSE_EXECUTOR_LOST)
     before, after = ended.events[-1].run_state_changed, memory.events[-1].run_state_changed
     if after.error.reason == NON_DETERMINISTIC:
         raise NotRepeatable(after.error.message)
@@ -198,14 +278,21 @@ async def _sleep_not(_: float) -> None:
     await asyncio.sleep(0)
 
 
-async def _attempt(workflow: Workflow[..., Any, Any], data: bytes, memory: MemoryRun, log: MemoryLog) -> None:
+async def _attempt(
+    workflow: Workflow[..., Any, Any],
+    data: bytes,
+    memory: MemoryRun,
+    log: MemoryLog,
+    cause: AttemptCause.ValueType,
+) -> None:
     run = Run(run_id="test", namespace="test", workflow=workflow.name, input=Payload(data=data, size=len(data)))
+    run.log.last_offset = memory.last_offset
     await Attempt(
         workflow,
         run=run,
         log=log,
         attempt=log.attempt,
-        cause=ATTEMPT_CAUSE_STARTED if log.attempt == 1 else ATTEMPT_CAUSE_EXECUTOR_LOST,
+        cause=cause,
         executor_id=f"executor-{log.attempt}",
         deployment="test",
     ).run()
