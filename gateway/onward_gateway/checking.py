@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import grpc
-import jsonschema_rs
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -33,6 +30,8 @@ from onward.v1.gateway_service_pb2 import (
 )
 from onward.v1.run_pb2 import Payload, RunState
 from onward_serving.errors import Refused
+from onward_serving.schemas import bounded, check_schema
+from onward_serving.schemas import is_json as is_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +56,9 @@ HEARTBEAT_MAX_S = 60.0
 RESERVED = "onward."
 """Signals whose names begin so are sent by the suite alone: they tell a run what only the suite knows."""
 
-VIOLATIONS_BYTES_MAX = 4_096
-"""Told to a caller. An error travels in trailing metadata, of which clients take 8 KiB."""
-
-VIOLATION_CHARACTERS_MAX = 300
-
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _WORKFLOW = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,64}", re.ASCII)
-_JSON_TYPE = re.compile(r"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.ASCII | re.IGNORECASE)
 _SECONDS_MAX = 315_576_000_000  # 10,000 years, the longest a Duration may be
 _DATES_S = range(-62_135_596_800, 253_402_300_800)  # years 1 to 9999, what a Timestamp may be
 
@@ -114,7 +107,7 @@ class Checks:
         """
         if not self._violations:
             return
-        told = _bounded(self._violations)
+        told = bounded(self._violations)
         field, why = told[0]
         raise Refused(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -307,7 +300,7 @@ def checked_input(value: Payload, schema: Payload) -> Payload:
         data = data or b"{}"
         instance = _parsed(data)
         if schema.data:
-            _check_schema(instance, schema.data)
+            check_schema(instance, schema.data)
     elif schema.data:
         _refuse_input(f"the workflow takes application/json, not {value.media_type}")
     return Payload(media_type=value.media_type, data=data, size=len(data))
@@ -350,11 +343,6 @@ def _check_size(what: str, size: int, limit: int) -> None:
         )
 
 
-def is_json(media_type: str) -> bool:
-    """Say whether a media type is JSON; an empty one is."""
-    return not media_type or bool(_JSON_TYPE.fullmatch(media_type))
-
-
 def _parsed(data: bytes) -> Any:
     try:
         return json.loads(data.decode(), parse_constant=_no_constant)  # decoded here: json.loads takes lone surrogates
@@ -375,39 +363,3 @@ def _refuse_input(why: str) -> NoReturn:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _check_schema(instance: Any, schema: bytes) -> None:
-    errors = _validator(schema)
-    checks = Checks()
-    try:
-        for error in errors(instance):
-            checks.that(False, _pointer(error.instance_path), error.message)
-    except ValueError as error:  # nested too deep
-        checks.that(False, "", str(error))
-    checks.done(ErrorReason.ERROR_REASON_INPUT_INVALID, "the input is invalid")
-
-
-@lru_cache(maxsize=1_024)
-def _validator(schema: bytes) -> Callable[[Any], Any]:
-    # Offline: a schema is a deployment's, and must not make a Gateway fetch things.
-    return jsonschema_rs.Draft202012Validator(json.loads(schema), offline=True).iter_errors
-
-
-def _pointer(path: list[str | int]) -> str:
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
-
-
-def _bounded(violations: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    told: list[tuple[str, str]] = []
-    size = 0
-    for field, why in violations:
-        if len(why) > VIOLATION_CHARACTERS_MAX:
-            why = why[: VIOLATION_CHARACTERS_MAX // 2] + " … " + why[-VIOLATION_CHARACTERS_MAX // 2 :]
-        field = field if len(field) <= VIOLATION_CHARACTERS_MAX else field[:VIOLATION_CHARACTERS_MAX] + "…"
-        size += len(field.encode()) + len(why.encode())
-        if size > VIOLATIONS_BYTES_MAX and told:
-            told.append(("", f"and {len(violations) - len(told)} more"))
-            break
-        told.append((field, why))
-    return told

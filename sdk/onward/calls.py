@@ -29,6 +29,7 @@ from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
 from onward.turns import NEVER
 from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, ROLLBACK_CAUSE_RETRY, Event
 from onward.v1.run_pb2 import Payload
+from onward.waits import PACE
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +306,7 @@ class Standing:
         record = None if instance is None else instance.record
         if instance is None or record is None or instance.journal.replay is None:
             return
-        now_s = time.time()
+        now_s = PACE.get().clock()
         self.number = record.tries + 1
         self.fell_back = record.fell_back
         self.began -= max(0.0, now_s - record.started_s)
@@ -379,7 +380,7 @@ async def _limited(instance: Instance | None, left_s: float, error: TryTimeout) 
         return
     # A run that parks meanwhile has to be woken when the time is up.
     deadlines, mark = instance.journal.deadlines, object()
-    deadlines[mark] = time.time() + left_s
+    deadlines[mark] = PACE.get().clock() + left_s
     try:
         async with within(left_s, error):
             yield

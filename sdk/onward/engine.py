@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from hashlib import blake2b
 from typing import Any
 
@@ -38,6 +37,7 @@ from onward.v1.run_pb2 import (
     RunError,
     RunState,
 )
+from onward.waits import PACE
 from onward.workflows import Workflow
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ class Attempt:
         if self._attempt > 1:
             past = await read(self._log)
             if self._cause != ATTEMPT_CAUSE_WOKEN:
-                past.resumed_s = time.time()
+                past.resumed_s = PACE.get().clock()
             journal.rollback(past.close(), ROLLBACK_CAUSE_ATTEMPT_LOST)
             journal.replay = Replay(past)
             journal.turns = journal.replay.turns

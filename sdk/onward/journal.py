@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from hashlib import blake2b
@@ -46,7 +45,7 @@ from onward.v1.event_pb2 import (
     StatusUpdated,
 )
 from onward.v1.run_pb2 import Payload, RunError, Usage
-from onward.waits import Waits
+from onward.waits import PACE, Waits
 
 if TYPE_CHECKING:
     from onward.past import Record
@@ -77,7 +76,7 @@ M = TypeVar("M")
 
 def now() -> Timestamp:
     """Return the time as events carry it."""
-    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+    seconds, nanos = divmod(round(PACE.get().clock() * 1e9), 1_000_000_000)
     return Timestamp(seconds=seconds, nanos=nanos)
 
 

@@ -22,6 +22,10 @@ INLINE_BYTES_MAX = 256 * 1024
 """A value over this size is kept beside the log, and its Payload carries a blob_uri."""
 
 
+ASKED = "asked:"
+"""Before a signal's name: where the memo has the schema of what is asked for; empty where nothing is."""
+
+
 class LogError(Exception):
     """The log refused an attempt's write. The attempt is over: nothing it writes later can succeed."""
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from onward.log import AttemptLog
+from onward.log import ASKED, AttemptLog
 from onward.turns import NEVER
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_WOKEN,
@@ -29,9 +29,6 @@ ITEMS = "application/vnd.onward.items+json"
 
 DELTAS = "application/vnd.onward.deltas"
 """Media type of a memo that says: the items are the instance's deltas in the log, one each."""
-
-ASKED = "asked:"
-"""Before a signal's name: where the memo has the schema of what is asked for; empty where nothing is."""
 
 _Line = tuple[str, bytes]
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onward.instance import CURRENT, Instance
-from onward.past import ASKED, Past
+from onward.log import ASKED
+from onward.past import Past
 from onward.rest import at_rest
 from onward.v1.event_pb2 import Event, RunWaiting, WaitKind
 from onward.v1.run_pb2 import Payload

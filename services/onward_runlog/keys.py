@@ -41,6 +41,11 @@ def memo(base: str, ref: str) -> str:
     return f"{base}:{ref}:memo"
 
 
+def signals(base: str, ref: str) -> str:
+    """Return the key of the signals that came, a hash from request_id to offset and digest."""
+    return f"{base}:{ref}:signals"
+
+
 def blob(base: str, ref: str, name: str) -> str:
     """Return the key of a value over the inline limit, a string."""
     return f"{base}:{ref}:blob:{name}"

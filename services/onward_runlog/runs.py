@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onward.log import ASKED
 from onward.v1.event_pb2 import AttemptCause, Event, RunStateChanged, SignalReceived
 from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run, RunError, RunState
@@ -370,6 +371,18 @@ class Runs:
                 raise QueueFull("the run's log is at its limit")
         offset, _, holder, attempt = rest
         return offset, status == b"replayed", Holder(holder.decode(), attempt)
+
+    async def asked(self, namespace: str, signal: SignalRunRequest) -> bytes:
+        """Return the JSON Schema that a signal has to satisfy, since the run asks for it; empty where it does not.
+
+        A signal that was taken in before, by its request_id, has nothing to satisfy.
+        """
+        base, ref = self._store.place(namespace, signal.run_id)
+        schema, known = await asyncio.gather(
+            self._store.command("HGET", keys.memo(base, ref), ASKED + signal.name),
+            self._store.command("HGET", keys.signals(base, ref), signal.request_id),
+        )
+        return schema or b"" if known is None else b""
 
     async def get(self, namespace: str, run_id: str) -> Run:
         """Return a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import Executor
+from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run
 from onward.v1.scheduler_service_pb2 import (
     DeliverSignalRequest,
@@ -38,6 +40,7 @@ from onward_runlog.store import Store
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.settings import Settings
 from onward_serving.errors import Refused, draining, rpc_errors
+from onward_serving.schemas import check_schema, is_json
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -78,6 +81,8 @@ class SchedulerServicer(SchedulerServiceServicer):
         """See SchedulerService.DeliverSignal."""
         async with rpc_errors(context):
             self._check_taking()
+            if schema := await self._runs.asked(request.namespace, request.signal):
+                _check_answer(request.signal, schema)
             offset, replayed, holder = await self._runs.signal(request.namespace, request.signal)
             if not replayed:
                 self._dispatcher.notify(request.namespace, request.signal.run_id, holder, offset)
@@ -176,3 +181,17 @@ class SchedulerServicer(SchedulerServiceServicer):
         if timeout.ToNanoseconds() > 0:
             run.deadline.FromNanoseconds(int(begin_s * 1e9) + timeout.ToNanoseconds())
         return run
+
+
+def _check_answer(signal: SignalRunRequest, schema: bytes) -> None:
+    """Refuse a signal that is not what the run asks for: whoever sent it is told, and can send another."""
+    message = f"signal {signal.name!r} is not what the run asks for"
+    if not is_json(signal.value.media_type):
+        why = f"it asks for application/json, not {signal.value.media_type}"
+        raise Refused(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ErrorReason.ERROR_REASON_INPUT_INVALID,
+            f"{message}: {why}",
+            violations=[("", why)],
+        )
+    check_schema(json.loads(signal.value.data or b"null"), schema, message)

@@ -9,7 +9,7 @@ from tests.e2e.suite import running_suite
 from tests.e2e.test_faults import check_log
 from tests.runlog import eventually
 
-from onward import InvalidRequest, RunFailed, fold
+from onward import InvalidInput, InvalidRequest, RunFailed, fold
 from onward.client import RunHandle
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_CANCELLED, ATTEMPT_CAUSE_WOKEN, Event
 from onward.v1.run_pb2 import RUN_STATE_WAITING
@@ -120,6 +120,21 @@ async def test_a_parked_run_that_is_cancelled_cleans_up(tmp_path: Path) -> None:
         view = fold(events)
         assert ([line.message for line in view.statuses], view.state) == (["cleaning"], "CANCELLED")
         assert "note" in [event.component_started.name for event in events]
+
+
+async def test_an_answer_that_is_not_what_is_asked_for_is_refused(tmp_path: Path) -> None:
+    """To its sender, with every violation. Where nobody asks, whatever comes is kept."""
+    async with running_suite(tmp_path, target=WAITING) as suite, suite.client() as client:
+        run = await client.start("form", {})
+        await parked(run)
+        await run.signal("other", "anything")
+        with pytest.raises(InvalidInput) as refused:
+            await run.signal("form", {"name": 3})
+        assert len(refused.value.violations) == 2
+        assert (await run.get()).state == RUN_STATE_WAITING
+        await run.signal("form", {"name": "Ann", "age": 7}, request_id="mine")
+        assert await run.result() == "Ann is 7"
+        await run.signal("form", {"name": "Ann", "age": 7}, request_id="mine")  # A repeat is no new answer.
 
 
 async def test_signals_of_the_suites_own_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from pydantic import BaseModel
+
 import onward
 from onward import component, status, workflow
 
@@ -51,6 +53,20 @@ async def tidy() -> None:
     finally:
         status("cleaning")
         await note("cleaned")
+
+
+class Form(BaseModel):
+    """What somebody fills in."""
+
+    name: str
+    age: int
+
+
+@workflow
+async def form() -> str:
+    """Ask for more than one thing."""
+    answer = await onward.request_input("form", Form)
+    return f"{answer.name} is {answer.age}"
 
 
 @workflow

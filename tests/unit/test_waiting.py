@@ -579,6 +579,24 @@ async def test_a_parked_run_folds_as_one_that_was_never_disturbed(eager: None) -
     assert (names.count("onward.request_input"), names.count("onward.sleep")) == (1, 1)
 
 
+async def test_a_timeout_around_a_wait_is_kept_while_the_run_is_parked(eager: None) -> None:
+    """A component's own limit wakes the run, and counts from when its try began."""
+
+    @component.timeout("1d")
+    async def ask() -> None:
+        await onward.signal("go")
+
+    @workflow
+    async def flow() -> str:
+        try:
+            await ask()
+        except ComponentError as error:
+            return error.reason
+        return ""
+
+    assert (await testing.run(flow)).output == "TIMEOUT"
+
+
 # Cancelling
 
 
