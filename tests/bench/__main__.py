@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from tests.bench.client import Undelivered
 from tests.bench.figures import Figure, machine, table
 from tests.bench.processes import cpu_s, machine_cpu_s
-from tests.bench.rows import idle, live, runs, stored
+from tests.bench.rows import durable, idle, live, runs, stored
 from tests.bench.setting import Setting, serving
 
 from onward_runlog.errors import RunLogError
@@ -34,6 +34,10 @@ ROWS: dict[int, Row] = {
     4: live.audience,
     5: stored.history,
     6: idle.subscribers,
+    9: durable.failover,
+    10: durable.replay,
+    11: durable.long,
+    12: durable.component,
     8: stored.listing,  # last: it leaves 100,000 runs behind
 }
 """In the order in which they are measured."""

@@ -152,14 +152,29 @@ class Fleet:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, env: Mapping[str, str], *, schedulers: int = 2, gateways: int = 2, executors: int = 3, slots: int = 40
+    folder: Path,
+    env: Mapping[str, str],
+    *,
+    target: Path = WORKLOAD,
+    schedulers: int = 2,
+    gateways: int = 2,
+    executors: int = 3,
+    slots: int = 40,
+    lease_s: float = LEASE_S,
+    proxied: bool = True,
 ) -> AsyncIterator[Fleet]:
-    """Run a fleet until the block ends. The first server of each kind has a proxy between itself and the store.
+    """Run a fleet until the block ends.
 
     Args:
         folder: Where the store's data and the servers' logs go.
         env: What executors find in their environment.
+        target: The workflows.
+        schedulers: How many.
+        gateways: How many.
+        executors: How many.
         slots: Runs that an executor takes.
+        lease_s: Time of a lease, in seconds.
+        proxied: Whether the first server of each kind has a proxy between itself and the store.
     """
     async with contextlib.AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(embedded_valkey(folder / "store"))
@@ -169,7 +184,7 @@ async def serving(
             adding = []
             for number in range(1, count + 1):
                 name = f"{kind} {number}"
-                proxy = await opened.enter_async_context(proxy_to(valkey.url)) if number == 1 else None
+                proxy = await opened.enter_async_context(proxy_to(valkey.url)) if proxied and number == 1 else None
                 redis = f"--redis={proxy.url if proxy else valkey.url}"
                 log = folder / f"{kind}-{number}.log"
                 member = Member(name, [kind, *arguments, redis], proxy=proxy, log=log, env=dict(env))
@@ -178,11 +193,11 @@ async def serving(
             await asyncio.gather(*adding)
 
         try:
-            await add("scheduler", schedulers, f"--lease-ttl={LEASE_S}")
+            await add("scheduler", schedulers, f"--lease-ttl={lease_s}")
             to = f"--scheduler={fleet.addresses('scheduler')}"
             await asyncio.gather(
                 add("gateway", gateways, to, "--http=127.0.0.1:0"),
-                add("executor", executors, str(WORKLOAD), to, f"--slots={slots}", "--drain-grace=0.5"),
+                add("executor", executors, str(target), to, f"--slots={slots}", "--drain-grace=0.5"),
             )
             yield fleet
         finally:
