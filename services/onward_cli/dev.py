@@ -87,6 +87,7 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
         tell(f"onward dev  {settings.target}  (deployment {crew.deployment})", "bold")
         tell(f"  gRPC       {gateway.grpc}")
         tell(f"  HTTP       http://{gateway.http}")
+        tell(f"  console    http://{gateway.http}/console")
         tell(f"  scheduler  {scheduler.address}")
         tell(f"  store      {valkey.url}  (kept in {settings.data}/)")
         tell(f"  executors  {settings.executors}, with {settings.slots} slots each")

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import onward_gateway.http.describing  # noqa: F401 - its routes
 from onward_gateway.access import Access
 from onward_gateway.calls import Calls
+from onward_gateway.http import console  # noqa: F401 - its routes
 from onward_gateway.http.problems import Problem, problem_of
 from onward_gateway.http.routes import ROUTES, Door, Handler
 from onward_gateway.settings import Settings
