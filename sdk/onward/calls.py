@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from opentelemetry.trace import SpanKind
 from pydantic_core import from_json, to_json
 
 from onward.failure import component_error, run_error
@@ -27,7 +28,7 @@ from onward.replay import Diverged
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
 from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
 from onward.turns import NEVER
-from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, ROLLBACK_CAUSE_RETRY, Event
+from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, ROLLBACK_CAUSE_RETRY, Event, RollbackCause
 from onward.v1.run_pb2 import Payload
 from onward.waits import PACE
 
@@ -67,6 +68,8 @@ class Call:
     """
 
     __slots__ = ("args", "arguments", "instance", "kwargs", "name", "policy", "signature")
+
+    span_kind = SpanKind.INTERNAL
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ async def begin(call: Call, instance: Instance, *, gives_again: bool = False) ->
                 return True
     if journal.before_live is not None and (instance.record is None or not instance.record.called_offset):
         await journal.cancelled_first()
-    journal.started(instance, data, digest, private=call.policy.private)
+    journal.started(instance, data, digest, private=call.policy.private, kind=call.span_kind)
     return False
 
 
@@ -340,7 +343,7 @@ class Standing:
                 reason = "TIMEOUT" if isinstance(error, TryTimeout) else "COMPONENT_FAILED"
             told = run_error(error, reason, instance.id)
             instance.journal.retrying(instance, self.number, told, delay_s, fallback=fallback)
-            instance.journal.rollback(self.scope, ROLLBACK_CAUSE_FALLBACK if fallback else ROLLBACK_CAUSE_RETRY)
+            instance.journal.rollback(self.scope, ROLLBACK_CAUSE_FALLBACK if fallback else _rollback_cause(error))
             if instance.record is not None and instance.journal.replay is not None:
                 instance.journal.replay.failed_try(instance.record)
         self.number += 1
@@ -348,6 +351,16 @@ class Standing:
         self.try_began = time.monotonic()
         self.fell_back = fallback
         self.scope = {}
+
+
+def _rollback_cause(error: BaseException | None) -> RollbackCause.ValueType:
+    """Return why what a failed try had shown is void: what the error, or the one it began with, says of itself."""
+    while error is not None:
+        cause: RollbackCause.ValueType | None = getattr(error, "rollback_cause", None)
+        if cause is not None:
+            return cause
+        error = error.__cause__
+    return ROLLBACK_CAUSE_RETRY
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import SpanKind, Tracer
 
 from onward import tracing
 from onward.instance import Instance
@@ -253,13 +253,21 @@ class Journal:
         """Return what identifies an input. Nothing does where it has no JSON form."""
         return b"" if data is None else blake2b(data, digest_size=16, key=self._digest_key).digest()
 
-    def started(self, instance: Instance, data: bytes | None, digest: bytes, *, private: bool) -> None:
+    def started(
+        self,
+        instance: Instance,
+        data: bytes | None,
+        digest: bytes,
+        *,
+        private: bool,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> None:
         started = ComponentStarted(name=instance.name, input=None if private or data is None else seen(data))
         if instance.parent is not None and instance.parent.id:
             started.parent_id = instance.parent.id
         if self.tracer is not None:
             above = None if instance.parent is None else instance.parent.span
-            instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above)
+            instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above, kind)
         if digest:
             started.input_digest = digest
         self.post(Event(create_time=now(), component_id=instance.id, component_started=started))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from onward.log import ASKED, AttemptLog
 from onward.turns import NEVER
@@ -29,6 +30,9 @@ ITEMS = "application/vnd.onward.items+json"
 
 DELTAS = "application/vnd.onward.deltas"
 """Media type of a memo that says: the items are the instance's deltas in the log, one each."""
+
+PIECES = "application/vnd.onward.pieces"
+"""Media type of a memo that says: the items are in pieces of their own in the memo, beside their deltas in the log."""
 
 _Line = tuple[str, bytes]
 
@@ -103,6 +107,31 @@ def _line(event: Event) -> _Line:
     return kind, getattr(event, kind).SerializeToString()
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of what a stream gave, where its deltas do not tell all of it. Piece n of instance c is "c/n" in the memo.
+
+    Attributes:
+        deltas: How many deltas show it.
+        epoch: Eight bytes that all pieces of one reading share. A stream that begins anew writes over the pieces of the
+            one before, and may end sooner.
+        data: What it is.
+    """
+
+    deltas: int
+    epoch: bytes
+    data: bytes
+
+    def dump(self) -> bytes:
+        """Return its bytes."""
+        return self.deltas.to_bytes(4, "big") + self.epoch + self.data
+
+    @classmethod
+    def load(cls, data: bytes) -> Piece:
+        """Return the piece that `dump` made bytes of."""
+        return cls(int.from_bytes(data[:4], "big"), data[4:12], data[12:])
+
+
 @dataclass(slots=True, eq=False)
 class Record:
     """What earlier attempts left of one instance.
@@ -125,6 +154,7 @@ class Record:
         output: Its result as readers see it.
         memo: Its result where that differs.
         error: Why it failed.
+        pieces: What it gave, where it is a stream that wrote pieces.
         trail: What it had shown.
         below: Its calls by id, those that a later attempt can meet again.
         gone: Ids below it that it cannot, and that had shown something.
@@ -150,6 +180,7 @@ class Record:
     output: Payload | None = None
     memo: Payload | None = None
     error: RunError | None = None
+    pieces: list[Piece] = field(default_factory=list)
     trail: Trail = field(default_factory=Trail)
     below: dict[str, Record] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
@@ -271,7 +302,7 @@ class Past:
         elif memo is None and not finished.signal_offset:
             record.outcome = 0  # type: ignore[assignment]  # Written by a version that remembered nothing.
         self.drop_below(record)
-        if record.memo is None or record.memo.media_type != DELTAS:
+        if record.memo is None or record.memo.media_type not in (DELTAS, PIECES):
             record.trail = Trail()
 
     def _retrying(self, event: Event) -> None:
@@ -335,8 +366,22 @@ class Past:
         for name in lost:
             self.shown.pop(name, None)
         self._void.clear()
+        for record in self.records.values():
+            if record.items_are_used or (record.memo is not None and record.memo.media_type == PIECES):
+                record.pieces = list(self._pieces(record.id))
         self._memo = {}
         return lost
+
+    def _pieces(self, name: str) -> Iterator[Piece]:
+        epoch = None
+        for number in count():
+            data = self._memo.get(f"{name}/{number}")
+            if data is None:
+                return
+            piece = Piece.load(data)
+            if piece.epoch != (epoch := epoch or piece.epoch):
+                return
+            yield piece
 
     def expected(self) -> list[Record]:
         """Return what the same code calls again, in the order in which it was called first."""

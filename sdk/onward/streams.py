@@ -404,9 +404,12 @@ class Flow:
             await self._stop_try()
         finally:
             self._end()
-            instance = self.call.instance
-            if instance is not None and self._standing is not None and not self._remembered:
-                instance.journal.cancelled(instance)
+            if self._standing is not None and not self._remembered:
+                self._write_cancelled()
+
+    def _write_cancelled(self) -> None:
+        if self.call.instance is not None:
+            self.call.instance.journal.cancelled(self.call.instance)
 
     def close_soon(self) -> None:
         """`close`, from where nothing can be awaited. Whoever called the component waits for it before it ends."""

@@ -94,10 +94,12 @@ def start_attempt_span(maker: Tracer, run: Run, attempt: int, trace_parent: str)
     )
 
 
-def start_component_span(maker: Tracer, name: str, component_id: str, parent: Span | None) -> Span:
+def start_component_span(
+    maker: Tracer, name: str, component_id: str, parent: Span | None, kind: SpanKind = SpanKind.INTERNAL
+) -> Span:
     """Return the span of an instance, below that of the instance that called it."""
     context = None if parent is None else _below(parent)
-    return maker.start_span(name, context=context, attributes={"onward.component_id": component_id})
+    return maker.start_span(name, context=context, kind=kind, attributes={"onward.component_id": component_id})
 
 
 def retrying(span: Span, try_number: int, error: RunError) -> None:
