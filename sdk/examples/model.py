@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, PermissionDeniedError
 from openai.types.chat import ChatCompletionMessageParam
+from openai.types.shared_params import ResponseFormatJSONSchema
 from pydantic import BaseModel
 
 import local_model
@@ -110,11 +112,7 @@ async def fill(prompt: str, shape: type[Shape], *, rules: str = "") -> Shape:
         completion = await connection.client.chat.completions.create(
             model=in_use().name,
             messages=_said(prompt, rules),
-            response_format={
-                "type": "json_schema",
-                # Not strict: that takes a subset of JSON Schema, without lengths. The answer is checked here anyway.
-                "json_schema": {"name": shape.__name__, "schema": shape.model_json_schema(), "strict": False},
-            },
+            response_format=_form(shape),
         )
     return shape.model_validate_json(completion.choices[0].message.content or "")
 
@@ -153,6 +151,15 @@ def _connect_openai() -> AsyncOpenAI:
         api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a server of one's own wants none, but the package does
         max_retries=0,  # the component that asks has a policy, and the two would multiply
     )
+
+
+@cache
+def _form(shape: type[BaseModel]) -> ResponseFormatJSONSchema:
+    return {
+        "type": "json_schema",
+        # Not strict: that takes a subset of JSON Schema, without lengths. The answer is checked here anyway.
+        "json_schema": {"name": shape.__name__, "schema": shape.model_json_schema(), "strict": False},
+    }
 
 
 def _said(prompt: str, rules: str) -> list[ChatCompletionMessageParam]:

@@ -15,6 +15,7 @@ kept of a page are its own words, so a page that tells the model what to do can 
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -185,19 +186,19 @@ async def study(site: str, url: str, number: int, max_age_s: float) -> Studied:
         return Studied("unchanged")
     publish.patch("pages", [{"op": "replace", "path": f"/{number}/state", "value": "learning"}])  # can be searched
 
-    async def one(passage: Passage) -> list[Fact] | ComponentError:
+    async def one(passage: Passage) -> int | ComponentError:
         try:
-            return await learn(passage)
+            facts = await learn(passage)
         except ComponentError as error:
             return error
+        await asyncio.to_thread(index_of(site).learn, url, passage, facts)  # at once: it was paid for
+        return len(facts)
 
-    answers = list(zip(page.passages, await omap(one, page.passages, concurrency=len(page.passages)), strict=True))
-    learned = [(passage, facts) for passage, facts in answers if isinstance(facts, list)]
-    await asyncio.to_thread(index_of(site).learn, url, learned)  # also of a page that fails: it was paid for
-    for _, failed in answers:
+    found = await omap(one, page.passages, concurrency=len(page.passages))
+    for failed in found:
         if isinstance(failed, ComponentError):
             raise failed
-    return Studied("ready", sum(len(facts) for _, facts in learned))
+    return Studied("ready", sum(count for count in found if isinstance(count, int)))
 
 
 @component
@@ -291,7 +292,10 @@ async def ingest(
     reader = model.in_use()
     status(f"Looking for the pages of {site} (model: {reader.note})")
     began = now()
-    async with Web.open(manners()), model.connected():
+    async with AsyncExitStack() as kept_open:
+        await kept_open.enter_async_context(Web.open(manners()))
+        await kept_open.enter_async_context(model.connected())
+        kept_open.enter_context(index_of(site).kept())
         found = await find(site, url, pages, max_age_s)
         status(f"Choosing from {len(found.pages)} pages, found by {found.by}")
         chosen = await choose(found.pages)

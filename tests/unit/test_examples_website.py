@@ -357,11 +357,11 @@ def test_a_page_is_found_when_it_is_admitted_and_better_when_learned(tmp_path: P
     assert index.search("How often is Rootcam asked?", 5) == []
     assert index.admit(page) == ("", page.passages)
     assert [source.lines for source in index.search("rootcam", 5)] == [["Rootcam is asked every 15 minutes."]]
-    index.learn(page.url, [(page.passages[0], [Fact("limit", "polling", "Rootcam is asked every 15 minutes.")])])
+    index.learn(page.url, page.passages[0], [Fact("limit", "polling", "Rootcam is asked every 15 minutes.")])
     assert index.search("polling", 5)[0].facts == [Fact("limit", "polling", "Rootcam is asked every 15 minutes.")]
     assert vars(index.coverage()) == {"pages": 1, "learned": 0, "wanted": 2}
     assert index.admit(page) == ("", page.passages[1:])
-    index.learn(page.url, [(page.passages[1], [])])
+    index.learn(page.url, page.passages[1], [])
     assert index.admit(page) == ("", [])
     assert index.coverage().learned == 1
 
@@ -372,7 +372,8 @@ def test_a_page_that_changed_keeps_what_it_still_says(tmp_path: Path) -> None:
     first = a_page("http://h/1", "alpha stays", "beta goes")
     index.put(first)
     index.admit(first)
-    index.learn(first.url, [(passage, []) for passage in first.passages])
+    for passage in first.passages:
+        index.learn(first.url, passage, [])
     second = a_page("http://h/1", "alpha stays", "gamma comes")
     index.put(second)
     assert index.admit(second) == ("", second.passages[1:])

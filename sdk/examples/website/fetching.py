@@ -184,7 +184,8 @@ class Web:
                 "timeout": {"connect": CONNECT_S, "read": None, "write": None, "pool": None},  # page_s bounds it all
             },
         )
-        response = await self._transport(parts.scheme, host, port).handle_async_request(request)
+        transport = await self._transport(parts.scheme, host, port)
+        response = await transport.handle_async_request(request)
         try:
             return await self._read(url, response, kinds)
         finally:
@@ -227,12 +228,14 @@ class Web:
                 raise Refused(f"it is larger than {self.manners.bytes_max} bytes")
         return unpacked(bytes(body), self.manners.bytes_max) if packed.endswith("gzip") else bytes(body)
 
-    def _transport(self, scheme: str, host: str, port: int) -> httpx2.AsyncHTTPTransport:
+    async def _transport(self, scheme: str, host: str, port: int) -> httpx2.AsyncHTTPTransport:
         # One for each host, though it connects to addresses: a connection was made to one host's certificate.
         key = (scheme, host, port)
         if key not in self._transports:
+            tls = await asyncio.to_thread(_tls) if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             limits = httpx2.Limits(max_connections=self.manners.at_once)
-            self._transports[key] = httpx2.AsyncHTTPTransport(_tls(), trust_env=False, limits=limits)
+            new = httpx2.AsyncHTTPTransport(tls, trust_env=False, limits=limits)
+            self._transports.setdefault(key, new)  # it has no connection yet: one that is not used needs no end
         return self._transports[key]
 
     @classmethod

@@ -6,10 +6,11 @@ Every write is one transaction and may be repeated. Readers never wait for write
 import json
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -114,7 +115,7 @@ class Coverage:
 
 
 class Index:
-    """The file of one site. Each call opens it, so that threads, processes and runs can share it.
+    """The file of one site. Each call is on its own, so that threads, processes and runs can share it.
 
     Args:
         folder: Where the files are.
@@ -194,17 +195,16 @@ class Index:
         unknown = [one for digest, one in wanted.items() if digest not in known or known[digest]["facts"] is None]
         return twin["url"] if twin else "", unknown
 
-    def learn(self, url: str, learned: Iterable[tuple[Passage, Sequence[Fact]]]) -> None:
-        """Keep the facts of passages."""
+    def learn(self, url: str, passage: Passage, facts: Sequence[Fact]) -> None:
+        """Keep the facts of a passage."""
         with self._opened() as database:
-            for passage, facts in learned:
-                where = (url, _digest(passage.lines))
-                row = database.execute("SELECT id FROM passages WHERE url = ? AND digest = ?", where).fetchone()
-                if row is not None:
-                    said = json.dumps([asdict(fact) for fact in facts])
-                    database.execute("UPDATE passages SET facts = ? WHERE id = ?", (said, row["id"]))
-                    words = "\n".join(f"{fact.kind} {fact.subject}" for fact in facts)
-                    database.execute("UPDATE words SET facts = ? WHERE rowid = ?", (words, row["id"]))
+            where = (url, _digest(passage.lines))
+            row = database.execute("SELECT id FROM passages WHERE url = ? AND digest = ?", where).fetchone()
+            if row is not None:
+                said = json.dumps([asdict(fact) for fact in facts])
+                database.execute("UPDATE passages SET facts = ? WHERE id = ?", (said, row["id"]))
+                words = "\n".join(f"{fact.kind} {fact.subject}" for fact in facts)
+                database.execute("UPDATE words SET facts = ? WHERE rowid = ?", (words, row["id"]))
 
     def forget(self, url: str) -> None:
         """Drop a page that is gone."""
@@ -267,28 +267,82 @@ class Index:
         ]
 
     @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the file open in the block, for all of this process: opening it costs more than most of what is done."""
+        with _lock:
+            idle = _kept.setdefault(self.file, _Idle())
+            idle.users += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                idle.users -= 1
+                if not idle.users:
+                    del _kept[self.file]
+                    for database in idle.databases:
+                        database.close()
+
+    @contextmanager
     def _opened(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
         """Open the file for one transaction, which is rolled back where the block fails."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)) as database:
-            database.row_factory = sqlite3.Row
-            database.execute("PRAGMA synchronous = NORMAL")
-            if not database.execute("PRAGMA user_version").fetchone()[0]:
-                database.execute("PRAGMA journal_mode = WAL")
-                begin = "BEGIN IMMEDIATE"
+        database = self._taken()
+        try:
             database.execute(begin)
             try:
-                if not database.execute("PRAGMA user_version").fetchone()[0]:  # nobody else was quicker
-                    for statement in _SCHEMA.split(";"):
-                        database.execute(statement)
                 yield database
             except BaseException:
                 database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
+        finally:
+            with _lock:
+                idle = _kept.get(self.file)
+                if idle is not None and not database.in_transaction:
+                    idle.databases.append(database)
+                else:
+                    database.close()
+
+    def _taken(self) -> sqlite3.Connection:
+        with _lock:
+            idle = _kept.get(self.file)
+            if idle is not None and idle.databases:
+                return idle.databases.pop()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        # One thread at a time uses it, though not always the same.
+        database = sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            database.row_factory = sqlite3.Row
+            database.execute("PRAGMA synchronous = NORMAL")
+            if not _is_made(database):
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("BEGIN IMMEDIATE")
+                if not _is_made(database):  # nobody else was quicker
+                    for statement in _SCHEMA.split(";"):
+                        database.execute(statement)
+                database.execute("COMMIT")
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     def _read(self) -> AbstractContextManager[sqlite3.Connection]:
         return self._opened("BEGIN")
+
+
+@dataclass
+class _Idle:
+    """Connections to one file that nobody uses just now."""
+
+    users: int = 0
+    databases: list[sqlite3.Connection] = field(default_factory=list)
+
+
+_kept: dict[Path, _Idle] = {}
+_lock = threading.Lock()
+
+
+def _is_made(database: sqlite3.Connection) -> bool:
+    return bool(database.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _drop(database: sqlite3.Connection, ids: Iterable[int]) -> None:
