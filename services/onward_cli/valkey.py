@@ -92,6 +92,7 @@ async def embedded_valkey(
             "save": "",
             "maxmemory-policy": "noeviction",
             "stream-node-max-bytes": "1024",  # halves the cost of small logs
+            "hash-max-listpack-value": "512",  # and that of a run's record
             **address.settings,
             **extra,
         }

@@ -86,6 +86,7 @@ async def test_a_store_answers_and_is_set_up_to_keep_what_it_acknowledges(tmp_pa
         "save": "",
         "maxmemory-policy": "noeviction",
         "stream-node-max-bytes": "1024",
+        "hash-max-listpack-value": "512",
         "dir": str(tmp_path),
         "daemonize": "no",
         "bind": "127.0.0.1",

@@ -23,7 +23,7 @@ from onward.log import (
     LogClosed,
     LogFull,
 )
-from onward.v1.event_pb2 import Event
+from onward.v1.event_pb2 import Event, RunWaiting
 from onward.v1.run_pb2 import Run
 from onward_cli.valkey import Valkey, embedded_valkey
 from onward_runlog import keys
@@ -334,6 +334,22 @@ async def test_a_lost_reply_makes_no_second_run(store: Store, far_writer: LogWri
     assert taken is not None
     assert (taken.attempt, taken.run.executor_id) == (1, "e1")
     assert told(await log_of(store, a_run())) == ["QUEUED"]
+
+
+async def test_a_run_whose_parking_lost_its_reply_is_parked_once(
+    store: Store, far_writer: LogWriter, proxy: Proxy
+) -> None:
+    """The repeat is answered from the record."""
+    waiting = Event(run_waiting=RunWaiting(reason="go", signals=["go"]))
+    log = await begin(far_writer)
+    await log.append(status("a"))
+    await log.others()
+    proxy.lose_reply(b"onward1_park")
+    assert await log.park(waiting, wake_s=60)
+    assert told(await log_of(store, a_run())) == ["QUEUED", "a", "run_waiting"]
+    assert proxy.lost == 1
+    with pytest.raises(AttemptFenced):
+        await log.append(status("late"))
 
 
 @pytest.mark.parametrize("function", ["cancel", "lose", "blob"])

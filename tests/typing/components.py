@@ -191,3 +191,13 @@ def names(
     function = one
     one = other
     assert function is one
+
+
+@workflow
+async def waits(day: str) -> bool:
+    """What is waited for has the type that was asked for."""
+    await onward.sleep("3d")
+    assert_type(await onward.signal("go", bool), bool)
+    assert_type(await onward.signal("go", list[int], timeout="1d"), list[int])
+    assert_type(await onward.signal("go"), Any)
+    return await onward.request_input("approval", bool, prompt="Go?")

@@ -11,6 +11,7 @@ import pytest
 from httpx2 import Request, Response
 from pydantic import ValidationError
 
+import approval
 import blog_writer
 import hello
 import model
@@ -43,6 +44,21 @@ async def test_hello_streams_its_words() -> None:
     say = result.view.children()[1]
     assert say.text == result.output
     assert len(say.parts[0].texts) == 9
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ({"approval": True}, "sent: Dear Ada, we have an offer for you."),
+        ({"approval": False}, "not sent"),
+        ({}, "nobody answered"),
+    ],
+)
+async def test_an_approval_is_waited_for(given: dict[str, bool], output: str) -> None:
+    """For days, which pass at once here."""
+    with testing.signals(given):
+        result = await testing.run(approval.send_offer, "Ada")
+    assert result.output == output
 
 
 def test_the_readme_begins_with_hello() -> None:
