@@ -58,6 +58,10 @@ TOPIC ?= the history of tea
 demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blog post write itself; TOPIC="…" says what about
 	@$(BIN)/python sdk/examples/_demo.py "$(TOPIC)"
 
+.PHONY: demo-crash
+demo-crash: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a text go on while its writer is killed in mid-sentence
+	@$(BIN)/python sdk/examples/_demo_crash.py "$(TOPIC)"
+
 # What only the onboarding example needs.
 EXAMPLES := .venv/.examples
 $(EXAMPLES): $(BASE)
