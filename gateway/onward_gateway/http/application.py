@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,11 +17,15 @@ import onward_gateway.http.describing  # noqa: F401 - its routes
 from onward_gateway.access import Access
 from onward_gateway.calls import Calls
 from onward_gateway.http import console  # noqa: F401 - its routes
+from onward_gateway.http.asking import broken_off
 from onward_gateway.http.problems import Problem, problem_of
 from onward_gateway.http.routes import ROUTES, Door, Handler
 from onward_gateway.settings import Settings
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+HEAD_BYTES_MAX = 16 * 1024
+"""A request's line and headers together."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -127,16 +131,18 @@ class _Endpoint:
             response = await self._handler(self._door, request)
             if response is not None:
                 await response(scope, receive, noting)
+        except ClientDisconnect:
+            return  # nobody is there to be told, and what was begun goes on
         except Exception as error:  # noqa: BLE001 - all of them are told, and bugs are logged
             problem = problem_of(error)
             if started:
-                request.state.connection.abort()
+                await broken_off(request)
                 return
             await problem.response()(scope, receive, send)
 
 
 class _Safe:
-    """Adds to every answer what keeps a browser from making more of it than it is."""
+    """Bounds what is asked, and adds to every answer what keeps a browser from making more of it than it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -151,7 +157,12 @@ class _Safe:
                     headers.append((b"content-security-policy", _NOTHING))
             await send(message)
 
-        await self._app(scope, receive, safe)
+        size = len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > HEAD_BYTES_MAX:  # what comes in one piece is not bounded by the parser
+            told = Problem(431, "TOO_LARGE", "Too large", f"a request's head has at most {HEAD_BYTES_MAX} bytes")
+            await told.response()(scope, receive, safe)
+        else:
+            await self._app(scope, receive, safe)
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
@@ -162,6 +173,6 @@ async def _of_http(request: Request, error: Exception) -> Response:
             "METHOD_NOT_ALLOWED",
             "Not this method",
             f"{request.method} is not for {request.url.path}",
-            headers=error.headers or {},
+            headers={"allow": ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))},
         ).response()
     return Problem(404, "NOT_FOUND", "Not found", f"there is nothing at {request.url.path}").response()

@@ -239,6 +239,12 @@ async def gone(request: Request) -> None:
         pass
 
 
+async def broken_off(request: Request) -> None:
+    """Break a response off, so that it does not look like a whole one."""
+    request.state.connection.abort()
+    await gone(request)  # else the server takes it for a mistake of ours, and says so
+
+
 async def _body(request: Request, limit: int) -> bytes:
     if int(request.headers.get("content-length", "0")) > limit:
         _too_large(limit)
@@ -263,7 +269,6 @@ def _too_large(limit: int) -> NoReturn:
         "Too large",
         f"the body is over the limit of {limit} bytes",
         metadata={"limit": str(limit)},
-        headers={"connection": "close"},
     )
 
 

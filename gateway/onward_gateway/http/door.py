@@ -16,16 +16,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onward_gateway.access import Access
 from onward_gateway.calls import Calls
-from onward_gateway.http.application import application
+from onward_gateway.http.application import HEAD_BYTES_MAX, application
 from onward_gateway.http.problems import Problem
 from onward_gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 1_024
-
-HEAD_BYTES_MAX = 16 * 1024
-"""A request's line and headers together."""
 
 HEAD_S = 10.0
 """How long a client may take to send them."""
@@ -96,6 +93,7 @@ class Connection(H11Protocol):
         self._connections_max = connections_max
         self._stalled_s = stalled_s
         self._head: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._refused = False
 
@@ -117,14 +115,14 @@ class Connection(H11Protocol):
         if self._refused:
             return
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._forget_head()
-        elif self._head is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
-            self._head = self.loop.call_later(HEAD_S, self._on_late)  # the next request has begun
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._forget_unread()
+        self._mind_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See Protocol.connection_lost."""
         self._forget_head()
+        self._forget_unread()
         self._forget_stalled()
         self.app_state = {}
         super().connection_lost(exc)
@@ -157,6 +155,17 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._close_for_good()
+        elif self.conn.their_state is h11.SEND_BODY and self._unread is None:
+            # Who sends a body that nobody wants may finish, and read the answer; closing at once would destroy it.
+            self._unread = self.loop.call_later(LINGER_S, self.abort)
+        self._mind_head()
+
+    def _mind_head(self) -> None:
+        """Bound the time that the head of a request takes once it has begun."""
+        if self.conn.their_state is not h11.IDLE:
+            self._forget_head()
+        elif self._head is None and not self.transport.is_closing() and self.conn.trailing_data[0]:
+            self._head = self.loop.call_later(HEAD_S, self._on_late)
 
     def _close_for_good(self) -> None:
         """Do not wait for ever until a client has taken what was sent."""
@@ -183,6 +192,11 @@ class Connection(H11Protocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _forget_stalled(self) -> None:
         if self._stalled is not None:

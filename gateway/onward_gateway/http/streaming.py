@@ -18,7 +18,7 @@ from onward.v1.run_pb2 import RunState
 from onward_gateway.access import Caller
 from onward_gateway.calls import Calls
 from onward_gateway.http import media
-from onward_gateway.http.asking import ENDED, gone
+from onward_gateway.http.asking import ENDED, broken_off, gone
 from onward_gateway.http.documents import document_of, dump, event_document, run_document
 from onward_gateway.http.problems import Problem, problem_of
 from onward_runlog.cursor import Cursors, event_hash
@@ -259,12 +259,12 @@ class TextStream:
                 await self._calls.subscribe(self._caller, self._request, form, write)
             await send(_END)
 
-        connection: Any = scope["state"]["connection"]
+        request = Request(scope, receive, send)
         try:
-            await while_read(Request(scope, receive, send), follow())
+            await while_read(request, follow())
         except _Broken as why:
             logger.info("the text of run %s is broken off: %s", self._request.run_id, why)
-            connection.abort()
+            await broken_off(request)
 
 
 async def while_read(request: Request, work: Any) -> None:
