@@ -32,7 +32,7 @@ ENDED = ".end"
 _PRINTABLE = re.compile(r"[\x21-\x7e][\x20-\x7e]*", re.ASCII)
 _OFFSET = re.compile(r"\d{1,18}", re.ASCII)
 _WHOLE = re.compile(r"-?\d{1,9}", re.ASCII)
-_SECONDS = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
+_SECONDS = re.compile(r"\d{1,12}(\.\d{1,40})?", re.ASCII)
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.ASCII | re.IGNORECASE)
 
 Answer = TypeVar("Answer")
@@ -77,7 +77,7 @@ class Query:
             self.checks.that(False, name, "a number of seconds")
             return None
         whole, _, fraction = text.partition(".")
-        return Duration(seconds=int(whole), nanos=int(fraction.ljust(9, "0")))
+        return Duration(seconds=int(whole), nanos=int(fraction[:9].ljust(9, "0")))
 
     def time(self, name: str) -> Timestamp | None:
         """Return a time."""

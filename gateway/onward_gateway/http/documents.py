@@ -29,6 +29,9 @@ BLOB_PREFIX = "blob:"
 
 Document = dict[str, Any]
 
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""Of the years 1 to 9999, which is what RFC 3339 has."""
+
 _ALWAYS = frozenset(
     {
         "onward.v1.ComponentStarted.name",
@@ -290,4 +293,6 @@ def _time(time: Timestamp) -> str:
 
 @lru_cache(maxsize=1_024)
 def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
+    # A deadline may be far behind the end of the calendar.
+    bounded = min(max(seconds, _FIRST_SECOND), _LAST_SECOND)
+    return datetime.fromtimestamp(bounded, UTC).replace(tzinfo=None).isoformat()

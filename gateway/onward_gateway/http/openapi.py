@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+import jsonschema_rs
 from google.protobuf.descriptor import Descriptor
 
 from onward.v1.event_pb2 import Event
@@ -102,13 +103,14 @@ def example_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
     kind = kind[0] if isinstance(kind, list) and kind else kind
     match kind:
         case "object":
-            properties = schema.get("properties")
+            properties, required = schema.get("properties"), schema.get("required", ())
             return {
                 name: example_of(each, root, depth + 1)
                 for name, each in (properties.items() if isinstance(properties, dict) else ())
+                if not depth or name in required  # all there is at first, and then what there must be
             }
         case "array":
-            one = example_of(schema.get("items"), root, depth + 1)
+            one = None if depth > 2 else example_of(schema.get("items"), root, depth + 1)
             return [] if one is None else [one]
         case "string":
             return {"date-time": "2026-11-22T08:00:00Z", "date": "2026-11-22"}.get(schema.get("format", ""), "text")
@@ -343,21 +345,20 @@ _IDEMPOTENCY = _header(
     {"type": "string", "minLength": 1, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     "A repeat with the same one does nothing, and is answered as the first. A UUID is best.",
 )
-_WAIT = _header(
-    "Prefer", {"type": "string", "pattern": r"^wait=\d{1,5}$", "examples": ["wait=10"]}, "How long to wait, in seconds."
-)
+_WAIT = _header("Prefer", {"type": "string", "examples": ["wait=10"]}, "How long to wait, in seconds.")
 _LABELS = _query(
     "label",
     {"type": "array", "maxItems": 32, "items": {"type": "string", "pattern": "^[a-z0-9_.-]{1,64}:[ -~]{0,200}$"}},
     "KEY:VALUE.",
 )
-_NAME = {"type": "string", "maxLength": 128, "pattern": "^[ -~]*$"}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[ -~]+$"}
+_TOKEN = {"type": "string", "minLength": 1}
 _START = [
     _query("run_id", _RUN_ID, "The id to give the run; by default the server chooses."),
     _LABELS,
     _query(
         "run_timeout_s",
-        {"type": "number", "exclusiveMinimum": 0, "maximum": 1_000_000_000, "multipleOf": 0.001},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 315_576_000_000, "multipleOf": 0.001},
         "Bounds the whole run, in seconds.",
     ),
     _query("schedule_time", {"type": "string", "format": "date-time"}, "Earliest start."),
@@ -367,9 +368,9 @@ _START = [
     _IDEMPOTENCY,
 ]
 _POSITION = [
-    _query("after", {"type": "string"}, "Offset or cursor of the last event that is known already; 0 is the start."),
+    _query("after", _TOKEN, "Offset or cursor of the last event that is known already; 0 is the start."),
     _query("last", {"type": "integer", "minimum": 0, "maximum": 1_000_000}, "Only the newest so many."),
-    _query("log_id", {"type": "string", "maxLength": 128}, "Fail if the log is not this one any more."),
+    _query("log_id", _NAME, "Fail if the log is not this one any more."),
     _query("on_gap", {"enum": ["fail", "skip"]}, "What to do where events after the position are gone."),
     _query("view", {"enum": ["raw", "settled"]}, "settled leaves out what was rolled back before the read began."),
 ]
@@ -381,7 +382,7 @@ def _workflow_paths(workflow: Workflow, schemas: Document) -> Document:
     taken = moved(schema, _free(f"{workflow.name}.input", schemas, ()), schemas)
     given = moved(schema_of(workflow.output_schema), _free(f"{workflow.name}.output", schemas, ()), schemas)
     content: Document = {"schema": taken}
-    if isinstance(example, dict):
+    if isinstance(example, dict) and _takes(schema, example):
         content["example"] = example
     body = {"required": bool(schema.get("required")), "content": {media.JSON: content}}
     about = {"tags": [workflow.name], "requestBody": body}
@@ -417,6 +418,13 @@ def _workflow_paths(workflow: Workflow, schemas: Document) -> Document:
     }
 
 
+def _takes(schema: Document, value: Any) -> bool:
+    try:
+        return jsonschema_rs.Draft202012Validator(schema, offline=True).is_valid(value)
+    except ValueError:  # no schema that can be checked, or nested too deep
+        return False
+
+
 def _run_paths() -> Document:
     run = _json("The run.", {"$ref": REF + "Run"}, "Onward-Run-Id")
     changed = _json("The run as it is now.", {"$ref": REF + "Run"}, "Location", "Onward-Run-Id")
@@ -441,7 +449,7 @@ def _run_paths() -> Document:
                     _LABELS,
                     _query("parent_run_id", _RUN_ID, "Only children of this run."),
                     _query("page_size", {"type": "integer", "minimum": 0, "maximum": 1_000}, "At most; 50 by default."),
-                    _query("page_token", {"type": "string"}, "next_page_token of the page before."),
+                    _query("page_token", _TOKEN, "next_page_token of the page before."),
                 ],
                 {"200": _json("A page.", page)},
                 "400",
