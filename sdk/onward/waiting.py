@@ -1,5 +1,9 @@
 """What a run waits for: a time, a signal, a person's answer. Waiting so is free: the run parks and holds no executor.
 
+When it wakes, its code runs again from the first line, and what components gave is remembered. So what touches the
+world before a wait belongs in a component of its own. Code that is parked is stopped by CancelledError: its `finally`
+blocks run, and components that they call do not. Where the run is cancelled meanwhile they run once more, and do.
+
 Whatever else is to be waited for in this way (a child run's end, a budget, a provider) goes through `wait`.
 """
 

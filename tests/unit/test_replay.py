@@ -23,7 +23,7 @@ from onward import ComponentError, component, publish, status, testing, workflow
 from onward.engine import Attempt
 from onward.memory import MemoryRun
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_STARTED, OUTCOME_CANCELLED, Event
-from onward.v1.run_pb2 import Payload, Run
+from onward.v1.run_pb2 import Payload, Run, RunLog
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,13 @@ async def attempt(flow: Any, memory: MemoryRun, *, dies_after: int = 0, key: byt
     with testing.no_backoff():
         await Attempt(
             flow,
-            run=Run(run_id="r", namespace="n", workflow=flow.name, input=Payload(data=data)),
+            run=Run(
+                run_id="r",
+                namespace="n",
+                workflow=flow.name,
+                input=Payload(data=data),
+                log=RunLog(last_offset=memory.last_offset),
+            ),
             log=log,
             attempt=log.attempt,
             cause=ATTEMPT_CAUSE_STARTED if log.attempt == 1 else ATTEMPT_CAUSE_EXECUTOR_LOST,

@@ -28,7 +28,7 @@ from onward.v1.event_pb2 import (
 )
 from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_QUEUED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run
 from onward.views import fold
-from onward.waits import PACE, Pace
+from onward.waits import PACE, Pace, Waits
 
 
 @pytest.fixture
@@ -301,6 +301,66 @@ async def test_a_cancelled_wait_took_nothing(eager: None) -> None:
     assert [
         one.signal_offset for one in of(memory.events, "component_finished") if one.outcome == OUTCOME_CANCELLED
     ] == [0]
+
+
+async def test_a_wait_that_is_cancelled_as_it_takes_a_signal_took_nothing(
+    eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one takes it."""
+    offer = Waits.offer
+    first: list[asyncio.Task[int]] = []
+
+    def cancelling(self: Waits, name: str) -> None:
+        offer(self, name)
+        if first and any(wait.end.done() for wait in self._open):
+            first.pop().cancel()
+
+    monkeypatch.setattr(Waits, "offer", cancelling)
+
+    @component
+    async def send() -> None:
+        memory.signal("n", b"7")
+
+    @workflow
+    async def flow() -> list[Any]:
+        task = asyncio.create_task(onward.signal("n", int))
+        await asyncio.sleep(0.01)  # It waits.
+        first.append(task)
+        await send()
+        [got] = await asyncio.gather(task, return_exceptions=True)
+        return [type(got).__name__, await onward.signal("n", int)]
+
+    memory = MemoryRun()
+    assert await ended(flow, memory) == '["CancelledError",7]'
+    assert [one.outcome for one in of(memory.events, "component_finished")] == [1, OUTCOME_CANCELLED, 1]
+
+
+async def test_the_order_of_waits_is_that_of_the_log_in_whatever_order_they_come_again(eager: None) -> None:
+    """A signal is given when all that waited for it waits again."""
+    pauses = iter([(0.0, 0.05), (0.05, 0.0), (0.0, 0.0)])
+
+    @workflow
+    async def flow() -> list[int]:
+        async def branch(pause_s: float, key: str) -> int:
+            await asyncio.sleep(pause_s)
+            return await first(key) if key == "a" else await second(key)
+
+        a, b = next(pauses)
+        return list(await asyncio.gather(branch(a, "a"), branch(b, "b")))
+
+    @component
+    async def first(key: str) -> int:
+        return await onward.signal("n", int)
+
+    @component
+    async def second(key: str) -> int:
+        return await onward.signal("n", int)
+
+    memory = await parked(flow, MemoryRun())
+    memory.signal("n", b"1")
+    await parked(flow, memory)
+    memory.signal("n", b"2")
+    assert await ended(flow, memory) == "[1,2]"
 
 
 async def test_what_a_failed_try_took_is_there_again(eager: None) -> None:
