@@ -58,15 +58,15 @@ TOPIC ?= the history of tea
 demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blog post write itself; TOPIC="…" says what about
 	@$(BIN)/python sdk/examples/_demo.py "$(TOPIC)"
 
-.PHONY: demo-crash
-demo-crash: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a text go on while its writer is killed in mid-sentence
-	@$(BIN)/python sdk/examples/_demo_crash.py "$(TOPIC)"
-
 # What only the onboarding example needs.
 EXAMPLES := .venv/.examples
 $(EXAMPLES): $(BASE)
 	@$(BIN)/$(PIP_INSTALL) -e '.[examples]'
 	@touch $@
+
+.PHONY: demo-web
+demo-web: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## The same in the browser, from a page that is one file: reload it, close it, kill what writes
+	@$(BIN)/python sdk/examples/_demo_web.py
 
 .PHONY: demo-onboarding
 demo-onboarding: $(EXAMPLES) ## Watch a website being read while it is asked about; URL=https://… says which

@@ -21,7 +21,7 @@ from watchfiles import PythonFilter, awatch
 from onward.v1.executor_service_pb2 import DrainRequest
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from onward_cli.children import Child, tell_ready
-from onward_cli.serving import Target, serve
+from onward_cli.serving import Target, addresses, serve
 from onward_cli.valkey import StoreError, Valkey, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_gateway.settings import Settings as GatewaySettings
@@ -55,6 +55,7 @@ class Settings:
     data: Path = Path(".onward")
     grpc: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:8080"
+    cors_origins: tuple[str, ...] = ()
     executors: int = 1
     slots: int = 100
     reload: bool = True
@@ -78,7 +79,11 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
         gateway = await stack.enter_async_context(
             gateway_app.opened(
                 GatewaySettings(
-                    redis_url=valkey.url, schedulers=(scheduler.address,), grpc=settings.grpc, http=settings.http
+                    redis_url=valkey.url,
+                    schedulers=(scheduler.address,),
+                    grpc=settings.grpc,
+                    http=settings.http,
+                    cors_origins=settings.cors_origins,
                 )
             )
         )
@@ -102,6 +107,13 @@ def dev(
     data: Annotated[Path, Parameter(help="Where the embedded store keeps everything.")] = Settings.data,
     grpc: Annotated[str, Parameter(help="HOST:PORT for gRPC; port 0 picks a free one.")] = Settings.grpc,
     http: Annotated[str, Parameter(help="HOST:PORT for HTTP; port 0 picks a free one.")] = Settings.http,
+    cors_origin: Annotated[
+        str,
+        Parameter(
+            help="Origins of web pages that may use the HTTP door, comma-separated: your front end's own development "
+            "server, e.g. http://localhost:5173."
+        ),
+    ] = "",
     executors: Annotated[int, Parameter(help="Executor processes.")] = Settings.executors,
     slots: Annotated[int, Parameter(help="Runs that each executor takes at a time.")] = Settings.slots,
     reload: Annotated[bool, Parameter(help="Follow changes of the code.")] = Settings.reload,
@@ -110,7 +122,16 @@ def dev(
 
     Example: onward dev blog_writer.py
     """
-    settings = Settings(target=target, data=data, grpc=grpc, http=http, executors=executors, slots=slots, reload=reload)
+    settings = Settings(
+        target=target,
+        data=data,
+        grpc=grpc,
+        http=http,
+        cors_origins=addresses(cors_origin) or (),
+        executors=executors,
+        slots=slots,
+        reload=reload,
+    )
     serve(
         "onward-dev",
         lambda _: opened(settings),

@@ -16,7 +16,6 @@ import blog_writer
 import hello
 import model
 import scripted_model
-import survivor
 from onward import testing
 
 README = Path(__file__).parents[2] / "README.md"
@@ -164,14 +163,3 @@ def test_titles_are_few_short_and_distinct(titles: list[str], kept: list[str] | 
 def test_what_is_worth_no_further_try_are_errors() -> None:
     """The policy names them, and a name that is no error would only show when it is needed."""
     assert all(issubclass(error, openai.APIStatusError) for error in model.REFUSED)
-
-
-async def test_a_story_goes_on_where_its_writer_died() -> None:
-    """Not a word is missing or there twice, and none had to be taken back: the script says the same again."""
-    calm = await testing.run(survivor.story, "tea")
-    with testing.crash(testing.after_text(f"{scripted_model.TEXT} \n\nNo model wrote"), testing.before_end()):
-        result = await testing.run(survivor.story, "tea")
-    assert result.attempts == 3
-    assert result.output == calm.output == result.view.text == f"{scripted_model.TEXT} \n\n" * survivor.PARAGRAPHS
-    assert not any("" in event.rollback.component_ids for event in result.events)
-    assert not testing.check(result.events, reference=None)

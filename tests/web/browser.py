@@ -23,7 +23,8 @@ _OPTIONS = (
     "--disable-sync",
 )
 
-WAIT_MS = 15_000
+WAIT_MS = 30_000
+"""Longer than anything here takes, also on a machine that has other things to do."""
 
 
 @contextlib.asynccontextmanager

@@ -232,6 +232,32 @@ async def test_a_run_is_cancelled_after_a_question(page: Page, client: Client, t
     assert "cancelled in the console" in reasons
 
 
+async def test_a_parked_run_is_answered_with_the_form_of_its_question(page: Page, client: Client) -> None:
+    """What does not fit the asked schema is told at its field; what fits wakes the run. A bare signal is sent, too."""
+    run = await client.start("asking", {"text": HOSTILE})
+    await see(page, run)
+    question = page.get_by_role("form", name="Answer decision")
+    await expect(question).to_contain_text(f"Shall {HOSTILE} be published?")
+    await expect(page.locator(STATE)).to_contain_text("waiting")
+    await question.get_by_label("publish").check()
+    await question.get_by_label("comment").fill("ok")
+    await question.get_by_role("button", name="Send").click()
+    await expect(question.locator(".violation").first).to_contain_text("shorter")
+    await page.reload()
+    await question.get_by_label("publish").check()
+    await question.get_by_label("comment").fill("well done")
+    await question.get_by_role("button", name="Send").click()
+
+    bare = page.get_by_role("form", name="Answer word")
+    await bare.get_by_label("word").fill('"onward"')
+    await bare.get_by_role("button", name="Send").click()
+    await expect(page.locator(STATE)).to_contain_text("succeeded")
+    assert await run.result() == ["True well done", "onward"]
+    await expect(page.get_by_role("form")).to_have_count(0)
+    await page.get_by_role("tab", name="Run", exact=True).click()
+    await expect(page.get_by_role("tabpanel")).to_contain_text("parked")
+
+
 async def test_the_list_of_runs_is_live_and_filtered(page: Page, client: Client) -> None:
     """New runs and new states appear by themselves; filters are in the address."""
     mark = uuid.uuid4().hex

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from onward import component, publish, status, workflow
+from onward import component, publish, request_input, signal, status, workflow
 
 BEFORE = "What was said before the gate. "
 AFTER = "What was said after it."
@@ -128,6 +128,21 @@ async def fields(
     pet: Cat | Dog | None = None,
 ) -> None:
     """Take one of each kind of field."""
+
+
+class Decision(BaseModel):
+    """What an editor says."""
+
+    publish: bool
+    comment: Annotated[str, Field(min_length=3)]
+
+
+@workflow
+async def asking(text: str) -> list[str]:
+    """Ask an editor, and then wait for a word."""
+    decision = await request_input("decision", Decision, prompt=f"Shall {text} be published?", timeout="1h")
+    word = await signal("word", str)
+    return [f"{decision.publish} {decision.comment}", word]
 
 
 @workflow

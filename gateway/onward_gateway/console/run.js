@@ -102,7 +102,7 @@ function Head({ following, runId }) {
           </div>`
         : null
     }
-    ${view.state === "WAITING" && html`<p class="notice waiting">Waiting for ${view.waiting?.reason || run?.waiting_for || "something"}${view.waiting?.wakeTime && html`, until <${Moment} time=${view.waiting.wakeTime} /> at the latest`}.</p>`}
+    ${view.state === "WAITING" && !view.requests.length && html`<p class="notice waiting">Waiting for ${view.waiting?.reason || run?.waiting_for || "something"}${view.waiting?.wakeTime && html`, until <${Moment} time=${view.waiting.wakeTime} /> at the latest`}.</p>`}
     ${view.state === "QUEUED" && html`<p class="notice">${view.attempt ? "Queued again: the next attempt goes on from the log." : "Queued: no executor has taken it yet."}</p>`}
     ${(view.state === "PAUSED" || view.state === "FAILED") && html`<${Failure} error=${view.error ?? { reason: view.reason }}  />`}
     ${view.state === "CANCELLED" && view.reason && html`<p class="notice">Cancelled: ${view.reason}</p>`}
@@ -344,7 +344,7 @@ function Facts({ following }) {
     </div>
     ${history.rollbacks.length > 0 && html`<div class="framed">
       <div class="framed-head"><h2>Rollbacks</h2></div>
-      <ul class="statuses">${history.rollbacks.slice(-100).map((one) => html`<li key=${one.offset}><time>${moment(one.time)}</time> ${one.cause.toLowerCase().replaceAll("_", " ")}: ${one.ids.slice(0, 8).map((id) => view.instance(id)?.name || (id ? id : "the workflow")).join(", ")}${one.ids.length > 8 ? ` and ${one.ids.length - 8} more` : ""} <span class="hint">back to event ${one.after}</span></li>`)}</ul>
+      <ul class="statuses">${history.rollbacks.slice(-100).map((one) => html`<li key=${one.offset}><time>${moment(one.time)}</time> ${one.cause.toLowerCase().replaceAll("_", " ")}: ${one.ids.slice(0, 8).map((id) => view.instance(id)?.name || (id ? id : "the workflow")).join(", ")}${one.ids.length > 8 ? ` and ${one.ids.length - 8} more` : ""} ${one.after > 0 && html`<span class="hint">back to event ${one.after}</span>`}</li>`)}</ul>
     </div>`}
     ${usage && html`<div class="framed"><div class="framed-head"><h2>Usage</h2></div><dl class="facts">
       <div><dt>calls</dt><dd>${count(usage.calls)}</dd></div>
@@ -401,7 +401,7 @@ function Asked({ following }) {
   const named = new Set(requests.map((request) => request.name));
   const others = (view.waiting?.signals ?? []).filter((name) => !named.has(name));
   return html`${requests.map((request) => html`<${Question} key=${request.offset} following=${following} request=${request} />`)}
-  ${others.map((name) => html`<${Question} key=${name} following=${following} request=${{ name, prompt: "", schema: null, expireTime: null }} />`)}`;
+  ${others.map((name) => html`<${Question} key="${name}-${view.attempt}" following=${following} request=${{ name, prompt: "", schema: null, expireTime: null }} />`)}`;
 }
 
 function Question({ following, request }) {

@@ -79,11 +79,12 @@ function cells({ row, component, following, folded, fold, scale, end, lines, run
   const { view, history } = following;
   const body = !row.id;
   const spans = body ? attemptsAsSpans(history, view) : (history.spans.get(row.id) ?? []);
-  const state = body ? view.state.toLowerCase() : component.retrying ? "retrying" : component.state;
+  const waits = view.state === "WAITING" && component.state === "running";
+  const state = body ? view.state.toLowerCase() : component.retrying ? "retrying" : waits ? "waiting" : component.state;
   const voided = body ? [] : (history.tries.get(row.id) ?? []);
   const told = (body ? !view.done : component.state === "running") ? component.status?.message : "";
-  const first = spans[0]?.start;
-  const last = spans.at(-1);
+  const first = body ? history.start : spans[0]?.start;
+  const last = body ? { end: view.done ? history.end : null } : spans.at(-1);
   return html`<span role="gridcell" class="tree-cell" style=${{ paddingLeft: `${8 + 14 * Math.min(row.level, 12)}px` }}>
       ${
         row.inner
@@ -105,12 +106,12 @@ function cells({ row, component, following, folded, fold, scale, end, lines, run
         const left = Math.min(scale(span.start), 100);
         const right = Math.max(left, scale(span.end ?? end));
         const label = `${span.outcome}, ${duration(Math.max(0, (span.end ?? end) - span.start))}, attempt ${span.attempt}`;
-        return html`<i class="bar ${span.outcome.replace(" ", "-")} ${body ? "of-run" : ""}" title=${label} style=${{ left: `${left}%`, width: `${Math.max(right - left, 0.15)}%` }}></i>`;
+        return html`<i class="bar ${span.end === null && waits ? "waiting" : span.outcome.replace(" ", "-")} ${body ? "of-run" : ""}" title=${label} style=${{ left: `${left}%`, width: `${Math.max(right - left, 0.15)}%` }}></i>`;
       })}
       ${voided.slice(-100).map((one) => html`<i class="void" title="try ${one.number} failed: ${one.error.message ?? one.error.reason ?? ""}" style=${{ left: `${scale(one.end)}%` }}></i>`)}
       <span class="unseen">${spans.map((span) => `${span.outcome} in attempt ${span.attempt}`).slice(-5).join(", ")}</span>
     </span>
-    <span role="gridcell" class="took-cell">${first === undefined ? "" : duration((last.end ?? end) - first)}</span>`;
+    <span role="gridcell" class="took-cell">${first === undefined || first === null ? "" : duration((last.end ?? end) - first)}</span>`;
 }
 
 // The run's own bars are its attempts.
@@ -162,6 +163,6 @@ function ticks(span) {
   const step = [...steps, ...longer].find((one) => span / one <= 5) ?? span / 4;
   return Array.from({ length: Math.floor(span / step) + 1 }, (_, index) => ({
     at: (100 * index * step) / span,
-    label: index ? duration(index * step).replace(/\.0 s$/, " s") : "0",
-  })).filter(({ at }) => at < 94);
+    label: index ? duration(index * step).replace(/\.0 s$| 00 [sm]$/, (end) => (end[0] === "." ? " s" : "")) : "0",
+  })).filter(({ at }) => at < 88);
 }
