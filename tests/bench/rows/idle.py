@@ -37,7 +37,7 @@ async def subscribers(setting: Setting) -> list[Figure]:
     each: dict[str, float] = {}
     busy: dict[str, float] = {}
     for suite in setting.both(0):
-        fill = _idle_runs if suite.name == "engine" else _idle_floor_runs
+        fill = idle_runs if suite.name == "engine" else _idle_floor_runs
         run_ids = await fill(suite.valkey.url, count + 1)
         # A Gateway of its own: memory that other rows have left free would hide what is used here.
         async with another_gateway(suite) as gateway:
@@ -93,7 +93,8 @@ async def _subscribed(stub: GatewayServiceAsyncStub, run_ids: list[str]) -> Asyn
             call.cancel()
 
 
-async def _idle_runs(url: str, count: int) -> list[str]:
+async def idle_runs(url: str, count: int) -> list[str]:
+    """Make runs that wait for tomorrow, and return their ids."""
     async with open_store(url) as store:
         runs = Runs(store)
 
