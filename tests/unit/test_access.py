@@ -19,7 +19,7 @@ def test_a_line_makes_its_key_known(tmp_path: Path) -> None:
     file.write_text(f"# mine\n\n  {line_of(key, 'acme', frozenset({Scope.READ, Scope.WRITE}), 'a name')}  \n")
     access = Access("default", keys_in(file))
     caller = access.caller(f"bEaReR  {key} ")
-    assert (caller.namespace, caller.scopes) == ("acme", {"read", "write"})
+    assert (caller.namespace, set(caller.scopes)) == ("acme", {Scope.READ, Scope.WRITE})
     assert key not in file.read_text(), "only its hash is kept"
     assert not access.anonymous
 
