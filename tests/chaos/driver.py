@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,18 +16,20 @@ from redis.asyncio import Redis
 from tests.chaos import workload
 from tests.chaos.fleet import Fault, Fleet
 
-from onward import Client, OnwardError, View, testing
+from onward import Client, OnwardError, View, WrongState, testing
 from onward.testing import Finding, Seen, check
-from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, Event
+from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import RUN_STATE_PAUSED, Run
-from onward_runlog.runs import DEATHS_MAX
 
 ROUND_RUNS = 50
 """Runs that share a round: they begin together, and its faults are done to all of them."""
 
 FAULTS_PER_RUN = 0.2
 
-END_S = 45.0
+CANCELLED = 0.08
+"""How many of the runs are cancelled on their way."""
+
+END_S = 60.0
 """A run that has not ended so long after all others, with every fault healed, is lost."""
 
 Say = Callable[[str], None]
@@ -44,6 +46,7 @@ class Spec:
         steps: Its script.
         reference: What it shows undisturbed; None where that depends.
         length: Events of its log, undisturbed.
+        cancel_after: The offset after which it is cancelled; 0 is never.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Spec:
     steps: list[Any]
     reference: View | None = None
     length: int = 0
+    cancel_after: int = 0
 
 
 @dataclass
@@ -71,12 +75,16 @@ class Round:
             races = chance.random() < 0.25
             flow = workload.spoken if chance.random() < 0.25 else workload.scripted
             name = f"{seed}-{number}"
-            runs.append(Spec(name, flow, races, workload.script(name, races=races)))
+            steps = workload.script(name, races=races, waits=flow is workload.scripted)
+            runs.append(Spec(name, flow, races, steps))
         for spec in runs:
-            with workload.undisturbed(), testing.no_replay(), _quiet():
+            answers = testing.signals(workload.signals(spec.steps))
+            with workload.undisturbed(), testing.no_replay(), answers, _quiet():
                 calm = await testing.run(spec.flow, spec.name, spec.steps)
             spec.length = len(calm.events)
-            if not spec.races:
+            if chance.random() < CANCELLED:
+                spec.cancel_after = chance.randint(2, spec.length)
+            elif not spec.races:
                 spec.reference = calm.view
         some = chance.sample(runs, max(1, round(count * FAULTS_PER_RUN)))
         return cls(seed, runs, [Fault(chance, spec.name, spec.length) for spec in some])
@@ -116,7 +124,8 @@ class Driver:
         async with asyncio.TaskGroup() as healing:
 
             async def one(number: int, spec: Spec) -> list[Finding]:
-                witness = _Witness(self._fleet, faults.get(spec.name), healing, self._say)
+                fault = faults.get(spec.name)
+                witness = _Witness(self._fleet, spec, fault, self._client(number), healing, self._say)
                 async with starting:
                     arguments = {"run": spec.name, "steps": spec.steps}
                     await self._client(number).start(spec.flow, arguments, run_id=spec.name, request_id=spec.name)
@@ -167,7 +176,7 @@ class Driver:
                 events.append(event)
                 if witness is not None:
                     witness.sees(event)
-                if event.offset == leaves_after or _is_paused(event):
+                if event.offset == leaves_after or _is_stuck(event):
                     break
         return [Seen(who, events, after, view, to_end=leaves_after not in [event.offset for event in events])]
 
@@ -187,11 +196,9 @@ class Driver:
         self.tally.attempts += record.attempt
         reference = spec.reference
         found = []
+        self.tally.paused += sum(map(_is_paused, events))
         if record.state == RUN_STATE_PAUSED:
-            lost = sum(event.attempt_started.cause == ATTEMPT_CAUSE_EXECUTOR_LOST for event in events)
-            self.tally.paused += 1
-            if record.error.reason != "EXECUTOR_LOST" or lost < DEATHS_MAX - 1:
-                found.append(Finding("accepted is kept", f"it is PAUSED: {record.error}", spec.name))
+            found.append(Finding("accepted is kept", f"it is PAUSED: {record.error}", spec.name))
             reference = None
         return found + check(
             events,
@@ -202,7 +209,7 @@ class Driver:
             reference=reference,
             effects=workload.effects(spec.name),
             marks=workload.MARKS,
-            cancelled=False,
+            cancelled=bool(spec.cancel_after),
         )
 
     async def _leftovers(self, names: set[str]) -> list[Finding]:
@@ -223,26 +230,55 @@ class Driver:
 
 
 class _Witness:
-    """Follows a run live, and does the fault when its place in the log has come."""
+    """Follows a run live: does its fault when the place in the log has come, and what else the run waits for."""
 
-    def __init__(self, fleet: Fleet, fault: Fault | None, healing: asyncio.TaskGroup, say: Say) -> None:
+    def __init__(
+        self, fleet: Fleet, spec: Spec, fault: Fault | None, client: Client, tasks: asyncio.TaskGroup, say: Say
+    ) -> None:
         self._fleet = fleet
+        self._spec = spec
         self._fault = fault
-        self._healing = healing
+        self._client = client
+        self._tasks = tasks
         self._say = say
         self._holder = ""
 
     def sees(self, event: Event) -> None:
+        name, spec, fault = self._spec.name, self._spec, self._fault
         if event.HasField("attempt_started"):
             self._holder = event.attempt_started.executor_id
-        if self._fault is not None and not self._fault.done and event.offset >= self._fault.after:
-            self._fault.done = True
-            self._healing.create_task(self._do(self._fault), name=str(self._fault))
+        if fault is not None and not fault.done and event.offset >= fault.after:
+            fault.done = True
+            self._tasks.create_task(self._do(fault), name=str(fault))
+        if event.offset == spec.cancel_after:
+            self._tasks.create_task(_told(self._client.cancel(name, "chaos")))
+        if (said := event.status_updated.message).startswith(workload.WAITS):
+            # A status that is said again means one signal more, which nobody takes or the next wait of that name does.
+            signal = said.removeprefix(workload.WAITS)
+            sending = self._client.signal(name, signal, signal, request_id=f"{signal}-{event.offset}")
+            self._tasks.create_task(_told(sending))
+        if _is_paused(event) and not _is_stuck(event):
+            self._tasks.create_task(_told(self._client.resume(name)))
 
     async def _do(self, fault: Fault) -> None:
         began = time.monotonic()
         target = await fault.do(self._fleet, self._holder)
         self._say(f"{fault}: {target}, healed in {time.monotonic() - began:.1f} s")
+
+
+async def _told(call: Awaitable[object]) -> None:
+    """Make a call that may come too late."""
+    with contextlib.suppress(WrongState):
+        await call
+
+
+def _is_paused(event: Event) -> bool:
+    return event.run_state_changed.state == RUN_STATE_PAUSED
+
+
+def _is_stuck(event: Event) -> bool:
+    """Whether a run is PAUSED for another reason than that its executors died too often, and so stays it."""
+    return _is_paused(event) and event.run_state_changed.error.reason != "EXECUTOR_LOST"
 
 
 @contextlib.contextmanager
@@ -255,7 +291,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _is_paused(event: Event) -> bool:
-    return event.run_state_changed.state == RUN_STATE_PAUSED

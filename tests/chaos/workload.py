@@ -18,15 +18,21 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from onward import ComponentError, component, publish, status, workflow
+from onward import ComponentError, component, publish, request_input, signal, sleep, status, workflow
 from onward import map as omap
 from onward.testing import Effect
+
+LONG_S = 2.6
+"""A sleep so long is worth parking for."""
 
 LEDGER = "ONWARD_CHAOS_LEDGER"
 """Names the folder of the ledgers, a file for each run, to executors."""
 
 MARKS = r"\{\{[\w/.+!:-]*(#[0-9a-f]{8})\}\}"
 """What a mark looks like. What its two braces hold is the path of the component, and what differs each time."""
+
+WAITS = "waits for "
+"""What a status says before the name of the signal that is waited for. Whoever sees it sends that name as its value."""
 
 Step = list[Any]
 
@@ -60,40 +66,62 @@ def undisturbed() -> Iterator[None]:
 
 # Making scripts
 
-LEAVES = ("status", "publish", "pause", "value", "fail", "big")
-INNER = ("call", "call", "flaky", "stream", "read", "parallel", "map", "thread", "keyed", "late", "catch")
+LEAVES = ("status", "publish", "pause", "value", "fail", "big", "sleep", "signal", "ask")
+INNER = ("call", "call", "flaky", "stream", "read", "parallel", "map", "thread", "keyed", "late", "catch", "instead")
 RACES = ("race", "first")
 
 
-def script(seed: str, *, races: bool, steps: int = 6) -> list[Step]:
+def script(seed: str, *, races: bool, waits: bool = True, steps: int = 6) -> list[Step]:
     """Return the script that a seed makes.
 
     Args:
         seed: Names it.
         races: Whether which of two branches is first may decide what it gives.
+        waits: Whether it may sleep, and wait for signals.
         steps: How many there are at the top.
     """
     chance = random.Random(seed)
     kinds = INNER + RACES * 2 if races else INNER
-    return [_step(chance, kinds, 0) for _ in range(steps)]
+    return [_step(chance, kinds, 0, waits) for _ in range(steps)]
 
 
-def _step(chance: random.Random, kinds: tuple[str, ...], depth: int) -> Step:
+def signals(steps: list[Any]) -> dict[str, str]:
+    """Return what a script waits for, by the name of the signal: each wants its name."""
+    found: dict[str, str] = {}
+    for step in steps:
+        if isinstance(step, list):
+            if step and step[0] in ("signal", "ask"):
+                found[step[1]] = step[1]
+            found |= signals(step)
+    return found
+
+
+def _step(chance: random.Random, kinds: tuple[str, ...], depth: int, waits: bool) -> Step:
     if depth and (depth > 2 or chance.random() < 0.5):
         kind = chance.choice(LEAVES)
+        if kind in ("sleep", "signal", "ask") and (not waits or chance.random() < 0.6):
+            kind = "pause"
         if kind == "fail" and chance.random() < 0.6:
             kind = "pause"
-        value = chance.randint(1, 30) if kind == "pause" else chance.choice("abc")
-        return [kind, value]
+        match kind:
+            case "pause":
+                return [kind, chance.randint(1, 30)]
+            case "sleep":
+                return [kind, chance.choice((0.02, 0.3, LONG_S))]
+            case "signal" | "ask":
+                return [kind, f"s{chance.randrange(10**9)}"]
+        return [kind, chance.choice("abc")]
     kind = chance.choice(kinds)
-    some = [_steps(chance, kinds, depth + 1)]
+    # While a stream is read by `async for` a run waits in place, and in process nobody would send it a signal.
+    waits = waits and kind != "read"
+    some = [_steps(chance, kinds, depth + 1, waits)]
     if kind in ("parallel", *RACES):
-        some.append(_steps(chance, kinds, depth + 1))
+        some.append(_steps(chance, kinds, depth + 1, waits))
     return [kind, *some]
 
 
-def _steps(chance: random.Random, kinds: tuple[str, ...], depth: int) -> list[Step]:
-    return [_step(chance, kinds, depth) for _ in range(chance.randint(1, 3))]
+def _steps(chance: random.Random, kinds: tuple[str, ...], depth: int, waits: bool) -> list[Step]:
+    return [_step(chance, kinds, depth, waits) for _ in range(chance.randint(1, 3))]
 
 
 # What they leave behind
@@ -223,6 +251,13 @@ async def perform(path: str, run: str, steps: list[Step]) -> list[str]:
             publish.patch(f"{name}.now", [{"op": "replace", "path": "/n", "value": 1}])
         elif kind == "pause":
             await pause(rest[0])
+        elif kind == "sleep":
+            await sleep(rest[0])
+        elif kind in ("signal", "ask"):
+            name = rest[0]
+            status(f"{WAITS}{name}")
+            value = await (signal(name, str) if kind == "signal" else request_input(name, str, prompt="Well?"))
+            results.append(value)
         elif kind == "value":
             results.append(f"{below} {rest[0]}")
         elif kind == "fail":
@@ -247,6 +282,9 @@ async def _composed(path: str, run: str, kind: str, given: list[str], rest: list
             return (await flaky(path, run, given, rest[0]))[-1:]
         case "catch":
             return (await call.retry(attempts=1)(path, run, given, [*rest[0], ["fail"]]))[-1:]
+        case "instead":
+            answer = call.fallback([f"{path} instead"])
+            return (await answer(path, run, given, [*rest[0], ["fail"]]))[-1:]
         case "keyed":
             pair = [call.keyed(key)(f"{path}{key}", run, given, rest[0]) for key in "ba"]
             return [_told(one) for one in await asyncio.gather(*pair, return_exceptions=True)]

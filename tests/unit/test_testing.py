@@ -135,3 +135,30 @@ async def test_a_point_that_is_not_reached_is_told() -> None:
     for point in (testing.after_start("gret"), testing.after_text("never"), testing.after_finish(greet, 3)):
         with testing.crash(point), pytest.raises(testing.PointNotReached, match=str(point)):
             await testing.run(tale, "Ada")
+
+
+async def test_a_workflow_is_run_through_chaos() -> None:
+    """Many runs, each with crashes of its own, which a seed repeats; all show the same."""
+    results = await testing.Chaos(runs=15, seed=1).run(tale, "Ada")
+    assert len(results) == 15
+    assert {result.output for result in results} == {"Hello, Ada!Hello, Ada!Once upon a time"}
+    assert sum(result.attempts for result in results) > 20
+    again = await testing.Chaos(runs=15, seed=1).run(tale, "Ada")
+    assert [len(result.events) for result in again] == [len(result.events) for result in results]
+
+
+async def test_chaos_tells_what_broke_and_how_to_see_it_again() -> None:
+    """A workflow that gives another result after a crash."""
+    attempts = 0
+
+    @workflow
+    async def fickle() -> int:
+        nonlocal attempts
+        attempts += 1
+        await greet("Ada")
+        return attempts
+
+    with pytest.raises(testing.Broken, match=r"fickle under testing.crash\(\d+[^:]*:\n.*one view: .* differ in output"):
+        await testing.Chaos().run(fickle)
+    attempts = 0
+    assert await testing.Chaos(alike=False, runs=3).run(fickle)

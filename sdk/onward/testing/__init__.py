@@ -21,6 +21,8 @@ log is replayed once, as after a crash at the very end: code that depends on tim
 
 from __future__ import annotations
 
+from onward.testing.chaos import Broken as Broken
+from onward.testing.chaos import Chaos as Chaos
 from onward.testing.checking import Effect as Effect
 from onward.testing.checking import Finding as Finding
 from onward.testing.checking import Seen as Seen
@@ -43,6 +45,8 @@ from onward.testing.running import run as run
 from onward.testing.running import signals as signals
 
 __all__ = [
+    "Broken",
+    "Chaos",
     "Effect",
     "Finding",
     "NotRepeatable",
