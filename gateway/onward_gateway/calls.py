@@ -178,11 +178,11 @@ class Calls:
         checking.check_resume(request)
         return await self._work.schedulers.wake(caller.namespace, request.run_id, request.deployment)
 
-    async def fork(self, caller: Caller, request: ForkRunRequest) -> ForkRunResponse:
-        """Not served yet."""
+    async def fork(self, caller: Caller, request: ForkRunRequest, trace_parent: str) -> ForkRunResponse:
+        """Start a run with what another one has got."""
         caller.check(Scope.WRITE)
         checking.check_fork(request)
-        raise Refused(grpc.StatusCode.UNIMPLEMENTED, ErrorReason.ERROR_REASON_UNSPECIFIED, "runs cannot be forked yet")
+        return await self._work.schedulers.branch(caller.namespace, request, trace_parent)
 
     async def blob(self, caller: Caller, request: ReadBlobRequest) -> AsyncGenerator[bytes, None]:
         """Give a value that is kept apart, in pieces."""

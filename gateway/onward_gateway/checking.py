@@ -240,6 +240,12 @@ def check_fork(request: ForkRunRequest) -> None:
     """
     checks = Checks()
     checks.run_id(request.run_id)
+    if request.new_run_id:
+        checks.run_id(request.new_run_id, "new_run_id")
+    checks.request_id(request.request_id)
+    checks.name(request.component_id, "component_id")
+    checks.name(request.deployment, "deployment")
+    checks.that(not (request.from_failure and request.component_id), "component_id", "empty with from_failure")
     checks.done()
 
 

@@ -101,7 +101,7 @@ class GatewayServicer(Base):
     async def ForkRun(self, request: ForkRunRequest, context: Context) -> ForkRunResponse:
         """See GatewayService.ForkRun."""
         async with rpc_errors(context):
-            return await self._calls.fork(self._caller(context), request)
+            return await self._calls.fork(self._caller(context), request, trace_parent(context.invocation_metadata()))
 
     async def ReadBlob(self, request: ReadBlobRequest, context: Context) -> AsyncIterator[ReadBlobResponse]:
         """See GatewayService.ReadBlob."""

@@ -15,9 +15,16 @@ from grpc_status import rpc_status
 
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import Executor
-from onward.v1.gateway_service_pb2 import SignalRunRequest, SignalRunResponse, StartRunRequest
+from onward.v1.gateway_service_pb2 import (
+    ForkRunRequest,
+    ForkRunResponse,
+    SignalRunRequest,
+    SignalRunResponse,
+    StartRunRequest,
+)
 from onward.v1.run_pb2 import Run
 from onward.v1.scheduler_service_pb2 import (
+    BranchRunRequest,
     DeliverSignalRequest,
     ListExecutorsRequest,
     StopRunRequest,
@@ -36,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 TRY_S = 10.0
 """How long one Scheduler may take. It waits itself for a store that is away, for a shorter time than this."""
+
+FORK_S = 120.0
+"""The same for a fork, which copies a log."""
 
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII)
 _SILENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
@@ -85,6 +95,15 @@ class Schedulers:
         """Have a paused run queued; raises as `submit`."""
         request = WakeRunRequest(namespace=namespace, run_id=run_id, deployment=deployment)
         return (await self._ask(lambda stub: stub.WakeRun(request, timeout=TRY_S))).run
+
+    async def branch(self, namespace: str, fork: ForkRunRequest, trace_parent: str) -> ForkRunResponse:
+        """Have a checked fork recorded and queued; raises as `submit`."""
+        anonymous = not fork.new_run_id and not fork.request_id
+        if anonymous:
+            fork.new_run_id = new_run_id(namespace, "")
+        request = BranchRunRequest(namespace=namespace, fork=fork, trace_parent=trace_parent)
+        response = await self._ask(lambda stub: stub.BranchRun(request, timeout=FORK_S))
+        return ForkRunResponse(run=response.run, replayed=response.replayed and not anonymous)
 
     async def executors(self) -> list[Executor]:
         """Return the executors that are there, with what their deployments are called but not what they serve.

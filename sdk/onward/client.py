@@ -34,6 +34,9 @@ WAIT_S = 20.0
 """Seconds that a Gateway is asked to wait for a run's end before it is asked again."""
 
 ViewName = Literal["raw", "settled"]
+FORK_S = 130.0
+"""Seconds that one try of a fork may take: it copies a log."""
+
 _VIEWS = {"raw": gateway.VIEW_RAW, "settled": gateway.VIEW_SETTLED}
 
 
@@ -282,6 +285,59 @@ class Client:
         request = gateway.ResumeRunRequest(run_id=run_id, deployment=deployment)
         return (await self._gateways.ask(lambda stub: stub.ResumeRun, request)).run
 
+    async def fork(
+        self, run_id: str, component_id: str = "", *, deployment: str = "", new_run_id: str = "", request_id: str = ""
+    ) -> RunHandle:
+        """Start a new run with the results that another one, terminal or PAUSED, had before one of its components.
+
+        Its log begins with a copy of what is kept, so it lives on when the other run is gone.
+
+        Args:
+            run_id: The run to fork.
+            component_id: The first instance that runs again, and with it all that began after it. What began before it
+                keeps what it gave. Empty forks from the start.
+            deployment: The build that runs the fork; by default the one that takes new runs.
+            new_run_id: As `run_id` of `start`.
+            request_id: As in `start`.
+
+        Raises:
+            WrongState: The run still goes on.
+            InvalidRequest: It has no such component; the message names those that it has.
+        """
+        return await self._fork(run_id, component_id, False, deployment, new_run_id, request_id)
+
+    async def retry(
+        self, run_id: str, *, deployment: str = "", new_run_id: str = "", request_id: str = ""
+    ) -> RunHandle:
+        """Fork a run from the component in which its error began. Where none failed, all that has finished is kept.
+
+        Args:
+            run_id: A run that failed, was cancelled or is paused.
+            deployment: As in `fork`.
+            new_run_id: As in `fork`.
+            request_id: As in `fork`.
+
+        Raises:
+            WrongState: It has succeeded, or still goes on.
+        """
+        return await self._fork(run_id, "", True, deployment, new_run_id, request_id)
+
+    async def _fork(
+        self, run_id: str, component_id: str, from_failure: bool, deployment: str, new_run_id: str, request_id: str
+    ) -> RunHandle:
+        request = gateway.ForkRunRequest(
+            run_id=run_id,
+            component_id=component_id,
+            from_failure=from_failure,
+            deployment=deployment,
+            new_run_id=new_run_id,
+            request_id=request_id or uuid.uuid4().hex,
+        )
+        trace_parent = current_trace_parent()
+        metadata = [("traceparent", trace_parent)] if trace_parent else []
+        response = await self._gateways.ask(lambda stub: stub.ForkRun, request, timeout_s=FORK_S, metadata=metadata)
+        return RunHandle(self, response.run.run_id)
+
     async def workflows(self) -> Sequence[gateway.Workflow]:
         """Return what can be started, sorted by name."""
         response = await self._gateways.ask(lambda stub: stub.ListWorkflows, gateway.ListWorkflowsRequest())
@@ -524,6 +580,20 @@ class RunHandle:
         """As `Client.resume`."""
         return await self._client.resume(self.run_id, deployment)
 
+    async def fork(
+        self, component_id: str = "", *, deployment: str = "", new_run_id: str = "", request_id: str = ""
+    ) -> RunHandle:
+        """As `Client.fork`."""
+        return await self._client.fork(
+            self.run_id, component_id, deployment=deployment, new_run_id=new_run_id, request_id=request_id
+        )
+
+    async def retry(self, *, deployment: str = "", new_run_id: str = "", request_id: str = "") -> RunHandle:
+        """As `Client.retry`."""
+        return await self._client.retry(
+            self.run_id, deployment=deployment, new_run_id=new_run_id, request_id=request_id
+        )
+
 
 class SyncRunHandle(Facade[RunHandle]):
     """A `RunHandle` for synchronous programs."""
@@ -542,6 +612,18 @@ class SyncRunHandle(Facade[RunHandle]):
     cancel = Answer(RunHandle.cancel)
     resume = Answer(RunHandle.resume)
 
+    def fork(
+        self, component_id: str = "", *, deployment: str = "", new_run_id: str = "", request_id: str = ""
+    ) -> SyncRunHandle:
+        """As `Client.fork`."""
+        forking = self.target.fork(component_id, deployment=deployment, new_run_id=new_run_id, request_id=request_id)
+        return SyncRunHandle(self.loop.wait(forking), self.loop)
+
+    def retry(self, *, deployment: str = "", new_run_id: str = "", request_id: str = "") -> SyncRunHandle:
+        """As `Client.retry`."""
+        retrying = self.target.retry(deployment=deployment, new_run_id=new_run_id, request_id=request_id)
+        return SyncRunHandle(self.loop.wait(retrying), self.loop)
+
 
 class SyncClient(Facade[Client]):
     """A `Client` for synchronous programs, made by `with Client(…) as client`.
@@ -556,6 +638,8 @@ class SyncClient(Facade[Client]):
     cancel = Answer(Client.cancel)
     signal = Answer(Client.signal)
     resume = Answer(Client.resume)
+    fork = Answer(Client.fork, SyncRunHandle)
+    retry = Answer(Client.retry, SyncRunHandle)
     workflows = Answer(Client.workflows)
     follow = Flattened(Client.follow_batches)
     watch = Items(Client.watch)

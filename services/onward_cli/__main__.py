@@ -23,6 +23,8 @@ TALK = {
     "cancel": "Ask for a run's end.",
     "signal": "Send a value into a run.",
     "resume": "Continue a paused run.",
+    "retry": "Run what failed again, and keep what did not.",
+    "fork": "Start a run with what another one has got.",
     "workflows": "List what can be started.",
 }
 

@@ -18,7 +18,7 @@ from onward.client import Client
 from onward.errors import PositionLost
 from onward.payload import Blob, decode
 from onward.v1.event_pb2 import Event
-from onward.v1.run_pb2 import RUN_STATE_PAUSED, RUN_STATE_SUCCEEDED, Run
+from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_PAUSED, RUN_STATE_SUCCEEDED, Run
 from onward.views import View
 from onward_cli.documents import document, dump
 from onward_cli.lines import Lines
@@ -164,6 +164,8 @@ def _show_end(console: Console, run: Run, view: View, again: str) -> None:
         )
     if run.state == RUN_STATE_PAUSED:
         console.print(Text(f"  continue it: onward resume {run.run_id}"), soft_wrap=True)
+    elif run.state == RUN_STATE_FAILED:
+        console.print(Text(f"  retry what failed: onward retry {run.run_id}", style="dim"), soft_wrap=True)
     if run.error.traceback:
         console.print(Text(f"  traceback: onward get {run.run_id}", style="dim"), soft_wrap=True)
     console.print(Text(f"follow it again: {again}", style="dim"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The commands that talk to a Gateway: start, follow, runs, get, cancel, signal, resume, workflows."""
+"""The commands that talk to a Gateway: start, follow, runs, get, cancel, signal, resume, retry, fork, workflows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from onward.client import DEFAULT_ADDRESS, Client
+from onward.client import DEFAULT_ADDRESS, Client, RunHandle
 from onward.errors import InvalidInput, OnwardError, RequestError, RunNotFound, Unavailable, WorkflowNotFound
 from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunState
 from onward.views import View
@@ -142,14 +142,7 @@ async def start(
                 raise
             again = f"this gives the same run and no second one: --request-id {kept_request_id}"
             raise Refused(f"{explain(error, talk)}\nif it was accepted after all, {again}") from None
-        if not follow:
-            if talk.json:
-                write_json(document(await handle.get()))
-            else:
-                sys.stdout.write(f"{handle.run_id}\n")
-                _hint(f"follow it: {talk.command('follow', handle.run_id)}")
-            return SUCCEEDED
-        return await _follow(await handle.get(), 0, talk)
+        return await _accepted(handle, follow, talk)
 
     return await _talk(talk, work)
 
@@ -313,6 +306,51 @@ async def resume(
     return await _talk(talk, work)
 
 
+async def retry(
+    run: RunId,
+    /,
+    *,
+    deployment: Annotated[str, _option("The build to run; by default the one that takes new runs.")] = "",
+    follow: Annotated[bool, _option("Show the new run until it ends.")] = False,
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Start a new run that goes on from the component in which this one failed, and print its id.
+
+    Example: onward retry 3f1c8a52 --follow
+
+    What had finished before keeps what it gave. Exit code: as `onward start`.
+    """
+
+    async def work(client: Client) -> int:
+        return await _accepted(await client.retry(run, deployment=deployment), follow, talk)
+
+    return await _talk(talk, work)
+
+
+async def fork(
+    run: RunId,
+    /,
+    *,
+    component: Annotated[
+        str, _option("The id of the first component that runs again; by default all do.", name="--from")
+    ] = "",
+    deployment: Annotated[str, _option("The build to run; by default the one that takes new runs.")] = "",
+    follow: Annotated[bool, _option("Show the new run until it ends.")] = False,
+    talk: Talk = _DEFAULT,
+) -> int:
+    """Start a new run with the results that this one had before one of its components, and print its id.
+
+    Example: onward fork 3f1c8a52 --from 7b0e02da8e7492bd
+
+    `onward get RUN --output json` tells the ids of components. Exit code: as `onward start`.
+    """
+
+    async def work(client: Client) -> int:
+        return await _accepted(await client.fork(run, component, deployment=deployment), follow, talk)
+
+    return await _talk(talk, work)
+
+
 async def workflows(
     name: Annotated[str, _option("Only this one.")] = "",
     /,
@@ -339,6 +377,18 @@ async def workflows(
         return SUCCEEDED
 
     return await _talk(talk, work)
+
+
+async def _accepted(handle: RunHandle, follow: bool, talk: Talk) -> int:
+    """Say which run was accepted, or show it until it ends."""
+    if follow:
+        return await _follow(await handle.get(), 0, talk)
+    if talk.json:
+        write_json(document(await handle.get()))
+    else:
+        sys.stdout.write(f"{handle.run_id}\n")
+        _hint(f"follow it: {talk.command('follow', handle.run_id)}")
+    return SUCCEEDED
 
 
 def explain(error: OnwardError, talk: Talk) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RunLogError(Exception):
     """Base of what the run log raises to Schedulers and Gateways. What an attempt meets is in onward.log."""
@@ -44,12 +46,22 @@ class WrongState(RunLogError):
         self.state = state
 
 
+class ComponentNotFound(RunLogError):
+    """The run has called no such component."""
+
+    def __init__(self, component_id: str, there_are: Sequence[str], count: int) -> None:
+        more = f" and {count - len(there_are)} more" if count > len(there_are) else ""
+        known = f"there are {', '.join(there_are)}{more}" if there_are else "it has called none"
+        super().__init__(f"the run has no component {component_id!r}: {known}")
+        self.component_id = component_id
+
+
 class LogAtLimit(WrongState):
     """The run is PAUSED because its log is full, and would be again at once."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id, "PAUSED")
-        self.args = (f"the log of run {run_id} is at its limit: fork the run, which then goes on in a log of its own",)
+        self.args = (f"the log of run {run_id} is at its limit: fork it from a component that leaves room",)
 
 
 class CursorInvalid(RunLogError):

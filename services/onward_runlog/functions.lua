@@ -164,9 +164,59 @@ local function load(key, ...)
   return values
 end
 
+local function staging(base, ref, token) return base .. ':' .. ref .. ':fork:' .. token end
+
+-- stage: ref, token, ttl, first offset, n, n events, m, m pairs of memo name and value, k, k pairs of blob name and value
+-- Copies a piece of what a fork begins with to where submit finds it. The log sets the offset; the attempt stays.
+-- → size of all events so far
+local function stage(keys, argv)
+  local prefix, ttl, offset, n = staging(keys[1], argv[1], argv[2]), argv[3], tonumber(argv[4]), tonumber(argv[5])
+  local newest = redis.call('XREVRANGE', prefix .. ':log', '+', '-', 'COUNT', 1)[1]
+  local last = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  if last < offset then
+    local size = 0
+    for i = 1, n do
+      local event = argv[5 + i] .. '\8' .. varint(offset + i - 1)
+      redis.call('XADD', prefix .. ':log', int(offset + i - 1) .. '-0', 'e', event)
+      size = size + #event
+    end
+    redis.call('INCRBY', prefix .. ':size', size)
+  end
+  local at = 6 + n
+  for pair = at + 1, at + 2 * tonumber(argv[at]), 2 do
+    redis.call('HSET', prefix .. ':memo', argv[pair], argv[pair + 1])
+  end
+  at = at + 1 + 2 * tonumber(argv[at])
+  for pair = at + 1, at + 2 * tonumber(argv[at]), 2 do
+    redis.call('SET', prefix .. ':blob:' .. argv[pair], argv[pair + 1], 'PX', ttl)
+    redis.call('SADD', prefix .. ':blobs', argv[pair])
+  end
+  for _, name in ipairs({ ':log', ':memo', ':blobs', ':size' }) do redis.call('PEXPIRE', prefix .. name, ttl) end
+  return tonumber(redis.call('GET', prefix .. ':size') or '0')
+end
+
+-- Makes what was staged a run's own.
+-- → the newest offset and the size of the log, or nil where it is gone
+local function unstage(base, ref, token)
+  local from, to = staging(base, ref, token), base .. ':' .. ref
+  local last, size = redis.call('XLEN', from .. ':log'), redis.call('GET', from .. ':size')
+  if last == 0 or not size then return nil end
+  local names = { ':log', ':memo', ':blobs' }
+  for _, name in ipairs(redis.call('SMEMBERS', from .. ':blobs')) do names[#names + 1] = ':blob:' .. name end
+  for _, name in ipairs(names) do
+    if redis.call('EXISTS', from .. name) == 1 then
+      redis.call('RENAME', from .. name, to .. name)
+      redis.call('PERSIST', to .. name)
+    end
+  end
+  redis.call('DEL', from .. ':size')
+  return last, tonumber(size)
+end
+
 -- submit: ref, digest, run, input, deployment, priority, fairness, start (0: now), deadline (0: none), score, log_id,
---   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, n, names of n indexes
--- → {"new", attempt, or 0 while it waits} | {"replayed", SHOWN values} | {"reused"} | {"full"}
+--   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, attempt and token of what was staged for
+--   it (0 and '' for none: then the event is its first), n, names of n indexes
+-- → {"new", attempt, or 0 while it waits} | {"replayed", SHOWN values} | {"reused"} | {"full"} | {"unstaged"}
 local function submit(keys, argv)
   local base, ref, digest = keys[1], argv[1], argv[2]
   local key = base .. ':' .. ref .. ':run'
@@ -175,25 +225,30 @@ local function submit(keys, argv)
     if known[1] ~= digest then return { 'reused' } end
     if known[2] ~= argv[11] then return { 'replayed', redis.call('HMGET', key, unpack(SHOWN)) } end
     -- Every call brings a log_id of its own: this is the first call again, whose reply was lost.
-    local given = known[3] == '1' and known[4] ~= '' and known[4] == argv[15] and known[5] == '0'
-    return { 'new', given and 1 or 0 }
+    local given = tonumber(known[3]) == tonumber(argv[17]) + 1 and known[4] ~= '' and known[4] == argv[15] and known[5] == '0'
+    return { 'new', given and tonumber(known[3]) or 0 }
   end
   local deployment, priority, fairness = argv[5], tonumber(argv[6]), argv[7]
   local start, deadline, score = tonumber(argv[8]), tonumber(argv[9]), argv[10]
   local waiting = redis.call('ZCARD', base .. ':queue:' .. deployment)
   if waiting >= tonumber(argv[14]) then return { 'full' } end
-  local appended = {}
-  local last, size = write(base, ref, 0, 0, { argv[13] }, appended)
-  local n, names = tonumber(argv[17]), {}
+  local appended, last, size = {}
+  if argv[18] == '' then
+    last, size = write(base, ref, 0, 0, { argv[13] }, appended)
+  else
+    last, size = unstage(base, ref, argv[18])
+    if not last then return { 'unstaged' } end
+  end
+  local n, names = tonumber(argv[19]), {}
   local run_id = string.match(ref, '/(.*)$')
   for i = 1, n do
-    names[i] = argv[17 + i]
+    names[i] = argv[19 + i]
     redis.call('ZADD', index(base, ref, names[i]), score, run_id)
   end
   redis.call('ZADD', index(base, ref, 's=' .. QUEUED), score, run_id)
   redis.call('HSET', key, 'digest', digest, 'run', argv[3], 'input', argv[4], 'deployment', deployment, 'priority',
-    argv[6], 'fairness', fairness, 'score', score, 'log_id', argv[11], 'trace', argv[12], 'state', QUEUED, 'attempt', 0,
-    'holder', '', 'seq', 0, 'committed', 0, 'began', 0, 'deaths', 0, 'cause', CAUSE_STARTED, 'last', last, 'bytes', size,
+    argv[6], 'fairness', fairness, 'score', score, 'log_id', argv[11], 'trace', argv[12], 'state', QUEUED,
+    'attempt', argv[17], 'holder', '', 'seq', 0, 'committed', 0, 'began', 0, 'deaths', 0, 'cause', CAUSE_STARTED, 'last', last, 'bytes', size,
     'deadline', argv[9], 'indexes', cmsgpack.pack(names))
   if deadline > 0 then redis.call('ZADD', base .. ':timers', argv[9], 'd:' .. ref) end
   local attempt = 0
@@ -705,6 +760,7 @@ local function declare(name, callback, flags)
   redis.register_function { function_name = 'onward1_' .. name, callback = callback, flags = flags or {} }
 end
 
+declare('stage', stage)
 declare('submit', submit)
 declare('claim', claim)
 declare('append', append)

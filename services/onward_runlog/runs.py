@@ -16,7 +16,15 @@ from onward.v1.event_pb2 import AttemptCause, Event, RunStateChanged, SignalRece
 from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run, RunError, RunState
 from onward_runlog import keys
-from onward_runlog.errors import LogAtLimit, QueueFull, RequestReused, RunNotFound, WrongState
+from onward_runlog.errors import (
+    LogAtLimit,
+    QueueFull,
+    RequestReused,
+    RunNotFound,
+    StoreUnavailable,
+    WrongState,
+)
+from onward_runlog.forking import Staged, stage
 from onward_runlog.record import LISTED, pairs, run_from
 from onward_runlog.store import Store
 from onward_runlog.writer import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, LOG_BYTES_MAX, LOG_EVENTS_MAX, RETENTION_S
@@ -132,8 +140,33 @@ class Runs:
         self._retention_ms = int(retention_s * 1000)
         self._cancel_grace_ms = int(cancel_grace_s * 1000)
 
+    async def known(self, run: Run, made_of: bytes) -> Run | None:
+        """Return the run that an earlier call accepted under this id; None where there is none.
+
+        Args:
+            run: Its namespace and run_id are asked for.
+            made_of: As in `submit`.
+
+        Raises:
+            RequestReused: The id stands for something else.
+        """
+        base, ref = self._store.place(run.namespace, run.run_id)
+        digest, *shown = await self._store.command("HMGET", keys.run(base, ref), "digest", *LISTED)
+        if digest is None:
+            return None
+        if digest != hashlib.blake2b(made_of, digest_size=16).digest():
+            raise RequestReused(run.run_id)
+        return run_from(dict(zip(_SHOWN, shown, strict=True)))
+
     async def submit(
-        self, run: Run, *, trace_parent: str = "", holder: str = "", ttl_s: float = 0.0
+        self,
+        run: Run,
+        *,
+        trace_parent: str = "",
+        holder: str = "",
+        ttl_s: float = 0.0,
+        made_of: bytes = b"",
+        staged: Staged | None = None,
     ) -> tuple[Run, bool, Taken | None]:
         """Record and queue a run. Idempotent by run_id: a repeat of the same workflow and input returns the first one.
 
@@ -142,6 +175,8 @@ class Runs:
             trace_parent: The caller's W3C traceparent.
             holder: Executor that takes the run at once if nobody waits before it; empty queues it.
             ttl_s: The lease that `holder` then gets, in seconds.
+            made_of: What a repeat has to have in common with the first call; by default workflow and input.
+            staged: What its log begins with, its first event included.
 
         Returns:
             The run without its input, whether it was known already, and what to hand to `holder` if it took the run.
@@ -149,7 +184,7 @@ class Runs:
         Raises:
             RequestReused: The run_id stands for another workflow or input.
             QueueFull: Too many wait for the deployment.
-            StoreUnavailable: The outcome is unknown.
+            StoreUnavailable: The outcome is unknown; or what was staged has gone, and nothing was accepted.
         """
         base, ref = self._store.place(run.namespace, run.run_id)
         data = run.input.SerializeToString()
@@ -164,7 +199,7 @@ class Runs:
         names += [keys.by_label(key, value) for key, value in run.labels.items()]
         if run.parent_run_id:
             names.append(keys.by_parent(run.parent_run_id))
-        digest = hashlib.blake2b(run.workflow.encode() + b"\0" + data, digest_size=16).digest()
+        digest = hashlib.blake2b(made_of or run.workflow.encode() + b"\0" + data, digest_size=16).digest()
         status, *rest = await self._store.call(
             "submit",
             base,
@@ -184,9 +219,13 @@ class Runs:
             QUEUE_MAX,
             holder,
             int(ttl_s * 1000),
+            staged.attempt if staged else 0,
+            staged.token if staged else "",
             len(names),
             *names,
         )
+        if status == b"unstaged":
+            raise StoreUnavailable("what the fork begins with was copied too long ago")
         if status == b"reused":
             raise RequestReused(run.run_id)
         if status == b"full":
@@ -195,6 +234,8 @@ class Runs:
             return run_from(dict(zip(_SHOWN, rest[0], strict=True))), True, None
         static.state = RunState.RUN_STATE_QUEUED
         static.log.log_id, static.log.first_offset, static.log.last_offset = log_id, 1, 1
+        if staged is not None:
+            static.log.last_offset, static.attempt = staged.last_offset, staged.attempt
         if rest[0] == 0:
             return static, False, None
         given = Run()
@@ -203,6 +244,18 @@ class Runs:
         given.attempt, given.executor_id = rest[0], holder
         cause = AttemptCause.ATTEMPT_CAUSE_STARTED
         return static, False, Taken(given, given.attempt, keys.log(base, ref), cause, trace_parent)
+
+    async def stage(self, source: Run, run_id: str, component_id: str | None) -> Staged:
+        """Copy what a fork of `source` begins with; see `onward_runlog.forking.stage`."""
+        return await stage(
+            self._store,
+            source,
+            run_id,
+            component_id=component_id,
+            first=_state_event(RunState.RUN_STATE_QUEUED, reason=f"forked from run {source.run_id}"),
+            events_max=LOG_EVENTS_MAX - BATCH_EVENTS_MAX,
+            bytes_max=LOG_BYTES_MAX - BATCH_BYTES_MAX,
+        )
 
     async def claim(self, base: str, queue: str, *, holder: str, ttl_s: float, limit: int) -> list[Taken]:
         """Give up to `limit` queued runs of a partition to an executor; each lease of `ttl_s` seconds begins here.

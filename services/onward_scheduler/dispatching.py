@@ -15,6 +15,7 @@ from onward.v1.executor_service_pb2 import CancelRequest, ExecuteRequest, Notify
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys, registry
 from onward_runlog.errors import StoreUnavailable
+from onward_runlog.forking import Staged
 from onward_runlog.runs import Holder, Runs, Taken
 from onward_runlog.store import Store
 from onward_runlog.subscription import messages
@@ -60,17 +61,19 @@ class Dispatcher:
                 await asyncio.gather(task, return_exceptions=True)
                 await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def submit(self, run: Run, *, trace_parent: str) -> tuple[Run, bool]:
+    async def submit(
+        self, run: Run, *, trace_parent: str, made_of: bytes = b"", staged: Staged | None = None
+    ) -> tuple[Run, bool]:
         """Record a run and hand it out at once if there is room and nobody waits before it.
 
         A caller that goes away meanwhile changes nothing: a run that was given to an executor is handed to it.
 
         Returns:
-            The run, and whether it was known already. Errors as Runs.submit.
+            The run, and whether it was known already. Arguments and errors as Runs.submit.
         """
-        return await asyncio.shield(self._tracked(self._submit(run, trace_parent)))
+        return await asyncio.shield(self._tracked(self._submit(run, trace_parent, made_of, staged)))
 
-    async def _submit(self, run: Run, trace_parent: str) -> tuple[Run, bool]:
+    async def _submit(self, run: Run, trace_parent: str, made_of: bytes, staged: Staged | None) -> tuple[Run, bool]:
         link = self.fleet.reserve(run.deployment)
         try:
             kept, replayed, taken = await self._runs.submit(
@@ -78,6 +81,8 @@ class Dispatcher:
                 trace_parent=trace_parent,
                 holder=link.executor_id if link else "",
                 ttl_s=self._lease_ttl_s,
+                made_of=made_of,
+                staged=staged,
             )
         except BaseException:
             if link is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import grpc
@@ -12,8 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import SignalRunRequest
-from onward.v1.run_pb2 import Run
 from onward.v1.scheduler_service_pb2 import (
+    BranchRunRequest,
+    BranchRunResponse,
     DeliverSignalRequest,
     DeliverSignalResponse,
     ListDeploymentsRequest,
@@ -33,10 +33,11 @@ from onward.v1.scheduler_service_pb2 import (
 )
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from onward_runlog import registry
-from onward_runlog.deployments import Deployments, Served
+from onward_runlog.deployments import Deployments
 from onward_runlog.record import TERMINAL
-from onward_runlog.runs import Runs, new_run_id
+from onward_runlog.runs import Runs
 from onward_runlog.store import Store
+from onward_scheduler.accepting import Accepting
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.settings import Settings
 from onward_serving.errors import Refused, draining, rpc_errors
@@ -54,7 +55,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         self._store = store
         self._runs = runs
         self._dispatcher = dispatcher
-        self._deployments = deployments
+        self._accepting = Accepting(runs, dispatcher, deployments)
         self._settings = settings
         self.draining = False
 
@@ -62,9 +63,15 @@ class SchedulerServicer(SchedulerServiceServicer):
         """See SchedulerService.SubmitRun."""
         async with rpc_errors(context):
             self._check_taking()
-            run = await self._run_of(request)
-            run, replayed = await self._dispatcher.submit(run, trace_parent=request.trace_parent)
+            run, replayed = await self._accepting.submit(request)
             return SubmitRunResponse(run=run, replayed=replayed)
+
+    async def BranchRun(self, request: BranchRunRequest, context: Context) -> BranchRunResponse:
+        """See SchedulerService.BranchRun."""
+        async with rpc_errors(context):
+            self._check_taking()
+            run, replayed = await self._accepting.fork(request)
+            return BranchRunResponse(run=run, replayed=replayed)
 
     async def StopRun(self, request: StopRunRequest, context: Context) -> StopRunResponse:
         """See SchedulerService.StopRun."""
@@ -95,7 +102,7 @@ class SchedulerServicer(SchedulerServiceServicer):
             deployment = request.deployment
             if deployment or self._settings.resume_on_newest:
                 run = await self._runs.get(request.namespace, request.run_id)
-                deployment = (await self._served(run.workflow, deployment)).deployment
+                deployment = (await self._accepting.served(run.workflow, deployment)).deployment
             run = await self._runs.resume(request.namespace, request.run_id, deployment=deployment)
             run.ClearField("input")
             return WakeRunResponse(run=run)
@@ -136,51 +143,6 @@ class SchedulerServicer(SchedulerServiceServicer):
             executor.running = link.executor.running
             executor.draining = link.executor.draining
         return executor
-
-    async def _served(self, workflow: str, deployment: str) -> Served:
-        """Return who takes a run of a workflow: the deployment that is named, else the one that takes new runs."""
-        served = await self._deployments.choose(workflow, deployment)
-        if served is None and deployment:
-            raise Refused(
-                grpc.StatusCode.NOT_FOUND,
-                ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND,
-                f"no deployment {deployment!r} serves workflow {workflow!r}",
-                {"deployment": deployment},
-            )
-        if served is None:
-            raise Refused(
-                grpc.StatusCode.NOT_FOUND,
-                ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
-                f"no deployment serves workflow {workflow!r}: start an executor that does",
-                {"workflow": workflow},
-            )
-        return served
-
-    async def _run_of(self, request: SubmitRunRequest) -> Run:
-        start = request.start
-        served = await self._served(start.workflow, start.deployment)
-        run = Run(
-            run_id=start.run_id or new_run_id(request.namespace, start.request_id),
-            namespace=request.namespace,
-            workflow=start.workflow,
-            input=start.input,
-            deployment=served.deployment,
-            labels=start.labels,
-            priority=start.priority,
-            fairness_key=start.fairness_key,
-            request_id=start.request_id,
-            parent_run_id=request.parent_run_id,
-            parent_component_id=request.parent_component_id,
-            detached=request.detached,
-        )
-        begin_s = time.time()
-        if start.HasField("schedule_time"):
-            run.schedule_time.CopyFrom(start.schedule_time)
-            begin_s = max(begin_s, start.schedule_time.ToNanoseconds() / 1e9)
-        timeout = start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout
-        if timeout.ToNanoseconds() > 0:
-            run.deadline.FromNanoseconds(int(begin_s * 1e9) + timeout.ToNanoseconds())
-        return run
 
 
 def _check_answer(signal: SignalRunRequest, schema: bytes) -> None:

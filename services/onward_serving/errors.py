@@ -95,6 +95,13 @@ def refusal_of(error: runlog.RunLogError) -> Refused:
             return Refused(
                 code.ALREADY_EXISTS, reason.ERROR_REASON_REQUEST_ID_REUSED, str(error), {"run_id": error.run_id}
             )
+        case runlog.ComponentNotFound():
+            return Refused(
+                code.INVALID_ARGUMENT,
+                reason.ERROR_REASON_REQUEST_INVALID,
+                str(error),
+                violations=[("component_id", str(error))],
+            )
         case runlog.QueueFull():
             return Refused(code.RESOURCE_EXHAUSTED, reason.ERROR_REASON_LIMIT_REACHED, str(error), retry_s=5.0)
         case runlog.WrongState():

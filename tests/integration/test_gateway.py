@@ -20,7 +20,6 @@ from tests.runlog import append, ended, log_of
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.gateway_service_pb2 import (
     CancelRunRequest,
-    ForkRunRequest,
     GetRunRequest,
     InvokeWorkflowRequest,
     InvokeWorkflowResponse,
@@ -34,6 +33,8 @@ from onward.v1.gateway_service_pb2 import (
 )
 from onward.v1.run_pb2 import Payload, Run, RunState
 from onward.v1.scheduler_service_pb2 import (
+    BranchRunRequest,
+    BranchRunResponse,
     DeliverSignalRequest,
     DeliverSignalResponse,
     StopRunRequest,
@@ -92,7 +93,7 @@ class ScriptedScheduler(SchedulerServiceServicer):
         async with rpc_errors(context):
             return await self._answer(request, context)
 
-    SubmitRun = StopRun = DeliverSignal = WakeRun = _do
+    SubmitRun = BranchRun = StopRun = DeliverSignal = WakeRun = _do
     RegisterExecutor = ListExecutors = SetTraffic = ListDeployments = _do
 
 
@@ -104,6 +105,8 @@ async def yes(request: Any, _: Any) -> Any:
             return StopRunResponse(run=Run(run_id=request.run_id, state=RunState.RUN_STATE_CANCELLING))
         case DeliverSignalRequest():
             return DeliverSignalResponse(offset=7)
+        case BranchRunRequest():
+            return BranchRunResponse(run=Run(run_id=request.fork.new_run_id or "its-own"))
         case WakeRunRequest():
             return WakeRunResponse(run=Run(run_id=request.run_id, state=RunState.RUN_STATE_QUEUED))
 
@@ -248,12 +251,6 @@ async def test_every_request_names_a_run_that_exists(door: Door) -> None:
         failure = await refused(request)
         assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
         assert failure.metadata == {"run_id": "nobody"}
-
-
-async def test_forks_are_not_served_yet(door: Door) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await door.stub.ForkRun(ForkRunRequest(run_id="run"))
-    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 # Cancelling, signalling, resuming.

@@ -346,6 +346,11 @@ class RunLogMachine(RuleBasedStateMachine):
                 model.end(CANCELLED)
             elif not asked:
                 model.tell("CANCELLING")
+                if model.state == WAITING:
+                    model.wakes = False
+                    self._enqueue(model, front=True)
+                if not model.holder:
+                    model.cause = CAUSE_CANCELLED
                 model.state = CANCELLING
         assert (run.state, holder) == (model.state, Holder(model.holder, model.attempt))
 

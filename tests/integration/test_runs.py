@@ -173,7 +173,7 @@ async def test_a_run_does_not_overtake_those_that_wait(store: Store, runs: Runs)
 
 async def test_a_submit_whose_reply_was_lost_is_not_a_replay(store: Store, runs: Runs) -> None:
     """The connection repeats the same call: it gets the first answer, and the run to hand out if it has not begun."""
-    arguments = ("default/run", b"digest", b"", b"", "build", 0, "", 0, 0, 1, "log", "", b"", 9, "e1", 60_000, 0)
+    arguments = ("default/run", b"digest", b"", b"", "build", 0, "", 0, 0, 1, "log", "", b"", 9, "e1", 60_000, 0, "", 0)
     first = await store.call("submit", BASE, *arguments)
     assert await store.call("submit", BASE, *arguments) == first
     assert first == [b"new", 1]

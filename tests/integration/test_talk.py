@@ -155,7 +155,8 @@ class Gateway(GatewayServiceServicer):
         raise NotImplementedError
 
     async def ForkRun(self, request: pb.ForkRunRequest, context: Context) -> pb.ForkRunResponse:
-        raise NotImplementedError
+        await self._note(request, context)
+        return pb.ForkRunResponse(run=self.add("fork-1", RUN_STATE_QUEUED))
 
     async def SubscribeRun(
         self, request: pb.SubscribeRunRequest, context: Context
@@ -621,6 +622,21 @@ async def test_get_shows_everything_about_a_run(gateway: Gateway, onward: Shell)
     assert "\nerror\nsection: ValueError: no tea\nFile x\n" in ran.out
     (run,) = (await onward("get", "run-1", "--output", "json")).json
     assert run["error"]["reason"] == "COMPONENT_FAILED"
+
+
+async def test_fork_and_retry_print_the_new_run(gateway: Gateway, onward: Shell) -> None:
+    """Each reaches the Gateway as it was meant."""
+    ran = await onward("retry", "r", "--deployment", "v2")
+    assert (ran.code, ran.out) == (0, "fork-1\n")
+    assert "onward follow fork-1" in ran.err
+    (run,) = (await onward("fork", "r", "--from", "c1", "--output", "json")).json
+    assert run["run_id"] == "fork-1"
+    assert (await onward("fork", "r")).out == "fork-1\n"
+    asked = [
+        (each.run_id, each.component_id, each.from_failure, each.deployment)
+        for each in gateway.asked(pb.ForkRunRequest)
+    ]
+    assert asked == [("r", "", True, "v2"), ("r", "c1", False, ""), ("r", "", False, "")]
 
 
 async def test_cancel_signal_and_resume_say_what_came_of_it(gateway: Gateway, onward: Shell) -> None:

@@ -477,10 +477,23 @@ async def test_the_other_calls_say_what_they_mean() -> None:
         assert await run.signal("ok", {"yes": True}) == 7
         assert (await run.resume("v2")).run_id == "r"
         assert [workflow.name for workflow in await client.workflows()] == ["blog"]
-    cancel, signalled, resume, _ = gateway.requests
+    cancel, signalled, resume, *_ = gateway.requests
     assert (cancel.run_id, cancel.reason) == ("r", "why")
     assert (signalled.name, signalled.value.data, len(signalled.request_id)) == ("ok", b'{"yes":true}', 32)
     assert (resume.run_id, resume.deployment) == ("r", "v2")
+
+
+async def test_forks_say_what_they_mean() -> None:
+    gateway = Gateway()
+    gateway.answers += [pb.ForkRunResponse(run=Run(run_id=f"f{number}")) for number in range(2)]
+    async with talking(gateway) as client:
+        run = client.run("r")
+        assert (await run.fork("c1", deployment="v2", new_run_id="new", request_id="q")).run_id == "f0"
+        assert (await run.retry()).run_id == "f1"
+    fork, retry = gateway.requests
+    assert (fork.run_id, fork.component_id, fork.deployment, fork.new_run_id) == ("r", "c1", "v2", "new")
+    assert (fork.request_id, fork.from_failure) == ("q", False)
+    assert (retry.from_failure, len(retry.request_id)) == (True, 32)
 
 
 async def test_runs_are_listed_over_pages() -> None:

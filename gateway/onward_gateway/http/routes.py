@@ -323,7 +323,24 @@ async def fork(door: Door, request: Request) -> Response:
         new_run_id=given.get("run_id", ""),
         request_id=asking.request_id(request),
     )
-    response = await door.calls.fork(caller, asked)
+    response = await door.calls.fork(caller, asked, _trace(request))
+    return _accepted(response.run, replayed=response.replayed)
+
+
+@route("POST", "/v1/runs/{run_id}/retry")
+async def retry(door: Door, request: Request) -> Response:
+    """Start a run that goes on from where another one failed."""
+    caller = door.caller(request)
+    Query(request).done()
+    given = await asking.command(request, "deployment", "run_id")
+    asked = ForkRunRequest(
+        run_id=request.path_params["run_id"],
+        from_failure=True,
+        deployment=given.get("deployment", ""),
+        new_run_id=given.get("run_id", ""),
+        request_id=asking.request_id(request),
+    )
+    response = await door.calls.fork(caller, asked, _trace(request))
     return _accepted(response.run, replayed=response.replayed)
 
 

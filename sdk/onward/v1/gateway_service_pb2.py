@@ -28,7 +28,7 @@ from onward.v1 import event_pb2 as onward_dot_v1_dot_event__pb2
 from onward.v1 import run_pb2 as onward_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fonward/v1/gateway_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15onward/v1/event.proto\x1a\x13onward/v1/run.proto\"\xf0\x02\n\x0fStartRunRequest\x12\x10\n\x08workflow\x18\x01 \x01(\t\x12!\n\x05input\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x36\n\x06labels\x18\x05 \x03(\x0b\x32&.onward.v1.StartRunRequest.LabelsEntry\x12.\n\x0brun_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rschedule_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x14\n\x0c\x66\x61irness_key\x18\t \x01(\t\x12\x12\n\ndeployment\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x10StartRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"k\n\x15InvokeWorkflowRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x1a.onward.v1.StartRunRequest\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\x16InvokeWorkflowResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"H\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\x0eGetRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"\xed\x01\n\x0fListRunsRequest\x12\x10\n\x08workflow\x18\x01 \x01(\t\x12#\n\x06states\x18\x02 \x03(\x0e\x32\x13.onward.v1.RunState\x12\x36\n\x06labels\x18\x03 \x03(\x0b\x32&.onward.v1.ListRunsRequest.LabelsEntry\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x15\n\rparent_run_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListRunsResponse\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.onward.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x11\x43\x61ncelRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"g\n\x10SignalRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x05value\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"5\n\x11SignalRunResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"6\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\"0\n\x11ResumeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"r\n\x0e\x46orkRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63omponent_id\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12\x12\n\nnew_run_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"@\n\x0f\x46orkRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"B\n\x0fReadBlobRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x62lob_uri\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\x03\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x86\x01\n\x08Position\x12\x16\n\x0c\x61\x66ter_offset\x18\x01 \x01(\x03H\x00\x12\x16\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\tH\x00\x12\x0e\n\x04last\x18\x03 \x01(\x05H\x00\x12$\n\x06on_gap\x18\x04 \x01(\x0e\x32\x14.onward.v1.GapPolicy\x12\x0e\n\x06log_id\x18\x05 \x01(\tB\x04\n\x02\x61t\"\x96\x01\n\x13SubscribeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.onward.v1.Position\x12\x1d\n\x04view\x18\x03 \x01(\x0e\x32\x0f.onward.v1.View\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x98\x02\n\x14SubscribeRunResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12#\n\x06opened\x18\x02 \x01(\x0b\x32\x11.onward.v1.OpenedH\x00\x12&\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x15.onward.v1.EventBatchH\x00\x12\'\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x13.onward.v1.BookmarkH\x00\x12\x1d\n\x03gap\x18\x05 \x01(\x0b\x32\x0e.onward.v1.GapH\x00\x12%\n\x07handoff\x18\x06 \x01(\x0b\x32\x12.onward.v1.HandoffH\x00\x12)\n\tcompleted\x18\x07 \x01(\x0b\x32\x14.onward.v1.CompletedH\x00\x42\t\n\x07message\";\n\x06Opened\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x03\"\\\n\nEventBatch\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.onward.v1.Event\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x03\x12\x16\n\x0ethrough_offset\x18\x03 \x01(\x03\"\x1a\n\x08\x42ookmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\"2\n\x03Gap\x12\x15\n\rfirst_missing\x18\x01 \x01(\x03\x12\x14\n\x0clast_missing\x18\x02 \x01(\x03\"c\n\x07Handoff\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.onward.v1.HandoffReason\x12.\n\x0bretry_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\tCompleted\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"|\n\x14ListRunEventsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.onward.v1.Position\x12\x1d\n\x04view\x18\x03 \x01(\x0e\x32\x0f.onward.v1.View\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"\x9c\x01\n\x15ListRunEventsResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.onward.v1.Event\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\x12\x1e\n\x03log\x18\x03 \x01(\x0b\x32\x11.onward.v1.RunLog\x12\x14\n\x0c\x61\x66ter_offset\x18\x04 \x01(\x03\x12\x16\n\x0ethrough_offset\x18\x05 \x01(\x03\"\x16\n\x14ListWorkflowsRequest\"?\n\x15ListWorkflowsResponse\x12&\n\tworkflows\x18\x01 \x03(\x0b\x32\x13.onward.v1.Workflow\"\xc7\x01\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12(\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12)\n\routput_schema\x18\x04 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x13\n\x0b\x64\x65ployments\x18\x05 \x03(\t\x12.\n\x0brun_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration*Q\n\tGapPolicy\x12\x1a\n\x16GAP_POLICY_UNSPECIFIED\x10\x00\x12\x13\n\x0fGAP_POLICY_FAIL\x10\x01\x12\x13\n\x0fGAP_POLICY_SKIP\x10\x02*<\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x0c\n\x08VIEW_RAW\x10\x01\x12\x10\n\x0cVIEW_SETTLED\x10\x02*m\n\rHandoffReason\x12\x1e\n\x1aHANDOFF_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18HANDOFF_REASON_REBALANCE\x10\x01\x12\x1e\n\x1aHANDOFF_REASON_SLOW_READER\x10\x02\x32\x8c\x07\n\x0eGatewayService\x12\x43\n\x08StartRun\x12\x1a.onward.v1.StartRunRequest\x1a\x1b.onward.v1.StartRunResponse\x12U\n\x0eInvokeWorkflow\x12 .onward.v1.InvokeWorkflowRequest\x1a!.onward.v1.InvokeWorkflowResponse\x12=\n\x06GetRun\x12\x18.onward.v1.GetRunRequest\x1a\x19.onward.v1.GetRunResponse\x12\x43\n\x08ListRuns\x12\x1a.onward.v1.ListRunsRequest\x1a\x1b.onward.v1.ListRunsResponse\x12\x46\n\tCancelRun\x12\x1b.onward.v1.CancelRunRequest\x1a\x1c.onward.v1.CancelRunResponse\x12\x46\n\tSignalRun\x12\x1b.onward.v1.SignalRunRequest\x1a\x1c.onward.v1.SignalRunResponse\x12\x46\n\tResumeRun\x12\x1b.onward.v1.ResumeRunRequest\x1a\x1c.onward.v1.ResumeRunResponse\x12@\n\x07\x46orkRun\x12\x19.onward.v1.ForkRunRequest\x1a\x1a.onward.v1.ForkRunResponse\x12\x45\n\x08ReadBlob\x12\x1a.onward.v1.ReadBlobRequest\x1a\x1b.onward.v1.ReadBlobResponse0\x01\x12Q\n\x0cSubscribeRun\x12\x1e.onward.v1.SubscribeRunRequest\x1a\x1f.onward.v1.SubscribeRunResponse0\x01\x12R\n\rListRunEvents\x12\x1f.onward.v1.ListRunEventsRequest\x1a .onward.v1.ListRunEventsResponse\x12R\n\rListWorkflows\x12\x1f.onward.v1.ListWorkflowsRequest\x1a .onward.v1.ListWorkflowsResponseB%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fonward/v1/gateway_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15onward/v1/event.proto\x1a\x13onward/v1/run.proto\"\xf0\x02\n\x0fStartRunRequest\x12\x10\n\x08workflow\x18\x01 \x01(\t\x12!\n\x05input\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x36\n\x06labels\x18\x05 \x03(\x0b\x32&.onward.v1.StartRunRequest.LabelsEntry\x12.\n\x0brun_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rschedule_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x14\n\x0c\x66\x61irness_key\x18\t \x01(\t\x12\x12\n\ndeployment\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x10StartRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"k\n\x15InvokeWorkflowRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x1a.onward.v1.StartRunRequest\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\x16InvokeWorkflowResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"H\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\x0eGetRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"\xed\x01\n\x0fListRunsRequest\x12\x10\n\x08workflow\x18\x01 \x01(\t\x12#\n\x06states\x18\x02 \x03(\x0e\x32\x13.onward.v1.RunState\x12\x36\n\x06labels\x18\x03 \x03(\x0b\x32&.onward.v1.ListRunsRequest.LabelsEntry\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x15\n\rparent_run_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListRunsResponse\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.onward.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x11\x43\x61ncelRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"g\n\x10SignalRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x05value\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"5\n\x11SignalRunResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"6\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\"0\n\x11ResumeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"\x88\x01\n\x0e\x46orkRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63omponent_id\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12\x12\n\nnew_run_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x14\n\x0c\x66rom_failure\x18\x06 \x01(\x08\"@\n\x0f\x46orkRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"B\n\x0fReadBlobRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x62lob_uri\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\x03\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x86\x01\n\x08Position\x12\x16\n\x0c\x61\x66ter_offset\x18\x01 \x01(\x03H\x00\x12\x16\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\tH\x00\x12\x0e\n\x04last\x18\x03 \x01(\x05H\x00\x12$\n\x06on_gap\x18\x04 \x01(\x0e\x32\x14.onward.v1.GapPolicy\x12\x0e\n\x06log_id\x18\x05 \x01(\tB\x04\n\x02\x61t\"\x96\x01\n\x13SubscribeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.onward.v1.Position\x12\x1d\n\x04view\x18\x03 \x01(\x0e\x32\x0f.onward.v1.View\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x98\x02\n\x14SubscribeRunResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12#\n\x06opened\x18\x02 \x01(\x0b\x32\x11.onward.v1.OpenedH\x00\x12&\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x15.onward.v1.EventBatchH\x00\x12\'\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x13.onward.v1.BookmarkH\x00\x12\x1d\n\x03gap\x18\x05 \x01(\x0b\x32\x0e.onward.v1.GapH\x00\x12%\n\x07handoff\x18\x06 \x01(\x0b\x32\x12.onward.v1.HandoffH\x00\x12)\n\tcompleted\x18\x07 \x01(\x0b\x32\x14.onward.v1.CompletedH\x00\x42\t\n\x07message\";\n\x06Opened\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x03\"\\\n\nEventBatch\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.onward.v1.Event\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x03\x12\x16\n\x0ethrough_offset\x18\x03 \x01(\x03\"\x1a\n\x08\x42ookmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\"2\n\x03Gap\x12\x15\n\rfirst_missing\x18\x01 \x01(\x03\x12\x14\n\x0clast_missing\x18\x02 \x01(\x03\"c\n\x07Handoff\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.onward.v1.HandoffReason\x12.\n\x0bretry_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\tCompleted\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"|\n\x14ListRunEventsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.onward.v1.Position\x12\x1d\n\x04view\x18\x03 \x01(\x0e\x32\x0f.onward.v1.View\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"\x9c\x01\n\x15ListRunEventsResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.onward.v1.Event\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\x12\x1e\n\x03log\x18\x03 \x01(\x0b\x32\x11.onward.v1.RunLog\x12\x14\n\x0c\x61\x66ter_offset\x18\x04 \x01(\x03\x12\x16\n\x0ethrough_offset\x18\x05 \x01(\x03\"\x16\n\x14ListWorkflowsRequest\"?\n\x15ListWorkflowsResponse\x12&\n\tworkflows\x18\x01 \x03(\x0b\x32\x13.onward.v1.Workflow\"\xc7\x01\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12(\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12)\n\routput_schema\x18\x04 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x13\n\x0b\x64\x65ployments\x18\x05 \x03(\t\x12.\n\x0brun_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration*Q\n\tGapPolicy\x12\x1a\n\x16GAP_POLICY_UNSPECIFIED\x10\x00\x12\x13\n\x0fGAP_POLICY_FAIL\x10\x01\x12\x13\n\x0fGAP_POLICY_SKIP\x10\x02*<\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x0c\n\x08VIEW_RAW\x10\x01\x12\x10\n\x0cVIEW_SETTLED\x10\x02*m\n\rHandoffReason\x12\x1e\n\x1aHANDOFF_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18HANDOFF_REASON_REBALANCE\x10\x01\x12\x1e\n\x1aHANDOFF_REASON_SLOW_READER\x10\x02\x32\x8c\x07\n\x0eGatewayService\x12\x43\n\x08StartRun\x12\x1a.onward.v1.StartRunRequest\x1a\x1b.onward.v1.StartRunResponse\x12U\n\x0eInvokeWorkflow\x12 .onward.v1.InvokeWorkflowRequest\x1a!.onward.v1.InvokeWorkflowResponse\x12=\n\x06GetRun\x12\x18.onward.v1.GetRunRequest\x1a\x19.onward.v1.GetRunResponse\x12\x43\n\x08ListRuns\x12\x1a.onward.v1.ListRunsRequest\x1a\x1b.onward.v1.ListRunsResponse\x12\x46\n\tCancelRun\x12\x1b.onward.v1.CancelRunRequest\x1a\x1c.onward.v1.CancelRunResponse\x12\x46\n\tSignalRun\x12\x1b.onward.v1.SignalRunRequest\x1a\x1c.onward.v1.SignalRunResponse\x12\x46\n\tResumeRun\x12\x1b.onward.v1.ResumeRunRequest\x1a\x1c.onward.v1.ResumeRunResponse\x12@\n\x07\x46orkRun\x12\x19.onward.v1.ForkRunRequest\x1a\x1a.onward.v1.ForkRunResponse\x12\x45\n\x08ReadBlob\x12\x1a.onward.v1.ReadBlobRequest\x1a\x1b.onward.v1.ReadBlobResponse0\x01\x12Q\n\x0cSubscribeRun\x12\x1e.onward.v1.SubscribeRunRequest\x1a\x1f.onward.v1.SubscribeRunResponse0\x01\x12R\n\rListRunEvents\x12\x1f.onward.v1.ListRunEventsRequest\x1a .onward.v1.ListRunEventsResponse\x12R\n\rListWorkflows\x12\x1f.onward.v1.ListWorkflowsRequest\x1a .onward.v1.ListWorkflowsResponseB%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +40,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTRUNREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTRUNSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_GAPPOLICY']._serialized_start=3372
-  _globals['_GAPPOLICY']._serialized_end=3453
-  _globals['_VIEW']._serialized_start=3455
-  _globals['_VIEW']._serialized_end=3515
-  _globals['_HANDOFFREASON']._serialized_start=3517
-  _globals['_HANDOFFREASON']._serialized_end=3626
+  _globals['_GAPPOLICY']._serialized_start=3395
+  _globals['_GAPPOLICY']._serialized_end=3476
+  _globals['_VIEW']._serialized_start=3478
+  _globals['_VIEW']._serialized_end=3538
+  _globals['_HANDOFFREASON']._serialized_start=3540
+  _globals['_HANDOFFREASON']._serialized_end=3649
   _globals['_STARTRUNREQUEST']._serialized_start=156
   _globals['_STARTRUNREQUEST']._serialized_end=524
   _globals['_STARTRUNREQUEST_LABELSENTRY']._serialized_start=479
@@ -78,42 +78,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMERUNREQUEST']._serialized_end=1509
   _globals['_RESUMERUNRESPONSE']._serialized_start=1511
   _globals['_RESUMERUNRESPONSE']._serialized_end=1559
-  _globals['_FORKRUNREQUEST']._serialized_start=1561
-  _globals['_FORKRUNREQUEST']._serialized_end=1675
-  _globals['_FORKRUNRESPONSE']._serialized_start=1677
-  _globals['_FORKRUNRESPONSE']._serialized_end=1741
-  _globals['_READBLOBREQUEST']._serialized_start=1743
-  _globals['_READBLOBREQUEST']._serialized_end=1809
-  _globals['_READBLOBRESPONSE']._serialized_start=1811
-  _globals['_READBLOBRESPONSE']._serialized_end=1843
-  _globals['_POSITION']._serialized_start=1846
-  _globals['_POSITION']._serialized_end=1980
-  _globals['_SUBSCRIBERUNREQUEST']._serialized_start=1983
-  _globals['_SUBSCRIBERUNREQUEST']._serialized_end=2133
-  _globals['_SUBSCRIBERUNRESPONSE']._serialized_start=2136
-  _globals['_SUBSCRIBERUNRESPONSE']._serialized_end=2416
-  _globals['_OPENED']._serialized_start=2418
-  _globals['_OPENED']._serialized_end=2477
-  _globals['_EVENTBATCH']._serialized_start=2479
-  _globals['_EVENTBATCH']._serialized_end=2571
-  _globals['_BOOKMARK']._serialized_start=2573
-  _globals['_BOOKMARK']._serialized_end=2599
-  _globals['_GAP']._serialized_start=2601
-  _globals['_GAP']._serialized_end=2651
-  _globals['_HANDOFF']._serialized_start=2653
-  _globals['_HANDOFF']._serialized_end=2752
-  _globals['_COMPLETED']._serialized_start=2754
-  _globals['_COMPLETED']._serialized_end=2794
-  _globals['_LISTRUNEVENTSREQUEST']._serialized_start=2796
-  _globals['_LISTRUNEVENTSREQUEST']._serialized_end=2920
-  _globals['_LISTRUNEVENTSRESPONSE']._serialized_start=2923
-  _globals['_LISTRUNEVENTSRESPONSE']._serialized_end=3079
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=3081
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=3103
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=3105
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=3168
-  _globals['_WORKFLOW']._serialized_start=3171
-  _globals['_WORKFLOW']._serialized_end=3370
-  _globals['_GATEWAYSERVICE']._serialized_start=3629
-  _globals['_GATEWAYSERVICE']._serialized_end=4537
+  _globals['_FORKRUNREQUEST']._serialized_start=1562
+  _globals['_FORKRUNREQUEST']._serialized_end=1698
+  _globals['_FORKRUNRESPONSE']._serialized_start=1700
+  _globals['_FORKRUNRESPONSE']._serialized_end=1764
+  _globals['_READBLOBREQUEST']._serialized_start=1766
+  _globals['_READBLOBREQUEST']._serialized_end=1832
+  _globals['_READBLOBRESPONSE']._serialized_start=1834
+  _globals['_READBLOBRESPONSE']._serialized_end=1866
+  _globals['_POSITION']._serialized_start=1869
+  _globals['_POSITION']._serialized_end=2003
+  _globals['_SUBSCRIBERUNREQUEST']._serialized_start=2006
+  _globals['_SUBSCRIBERUNREQUEST']._serialized_end=2156
+  _globals['_SUBSCRIBERUNRESPONSE']._serialized_start=2159
+  _globals['_SUBSCRIBERUNRESPONSE']._serialized_end=2439
+  _globals['_OPENED']._serialized_start=2441
+  _globals['_OPENED']._serialized_end=2500
+  _globals['_EVENTBATCH']._serialized_start=2502
+  _globals['_EVENTBATCH']._serialized_end=2594
+  _globals['_BOOKMARK']._serialized_start=2596
+  _globals['_BOOKMARK']._serialized_end=2622
+  _globals['_GAP']._serialized_start=2624
+  _globals['_GAP']._serialized_end=2674
+  _globals['_HANDOFF']._serialized_start=2676
+  _globals['_HANDOFF']._serialized_end=2775
+  _globals['_COMPLETED']._serialized_start=2777
+  _globals['_COMPLETED']._serialized_end=2817
+  _globals['_LISTRUNEVENTSREQUEST']._serialized_start=2819
+  _globals['_LISTRUNEVENTSREQUEST']._serialized_end=2943
+  _globals['_LISTRUNEVENTSRESPONSE']._serialized_start=2946
+  _globals['_LISTRUNEVENTSRESPONSE']._serialized_end=3102
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=3104
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=3126
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=3128
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=3191
+  _globals['_WORKFLOW']._serialized_start=3194
+  _globals['_WORKFLOW']._serialized_end=3393
+  _globals['_GATEWAYSERVICE']._serialized_start=3652
+  _globals['_GATEWAYSERVICE']._serialized_end=4560
 # @@protoc_insertion_point(module_scope)

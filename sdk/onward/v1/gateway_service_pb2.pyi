@@ -594,16 +594,23 @@ class ForkRunRequest(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     NEW_RUN_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FROM_FAILURE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """run_id is a terminal or paused run."""
     component_id: _builtins.str
-    """component_id is the first instance that runs again; what had begun after it runs again too. Empty forks from the start."""
+    """component_id is the first instance that runs again; what had begun after it runs again too, and so do those that called it.
+    What had begun before it keeps what it gave, whenever that came. Empty forks from the start.
+    """
     deployment: _builtins.str
     """deployment is the build that runs the fork. Empty means the one that takes new runs."""
     new_run_id: _builtins.str
     """new_run_id as in StartRunRequest.run_id."""
     request_id: _builtins.str
     """request_id as in StartRunRequest."""
+    from_failure: _builtins.bool
+    """from_failure forks from the component in which the run's error began; where none of its components failed, everything that has
+    finished is kept. component_id is empty then, and the run has not succeeded.
+    """
     def __init__(
         self,
         *,
@@ -612,10 +619,11 @@ class ForkRunRequest(_message.Message):
         deployment: _builtins.str = ...,
         new_run_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        from_failure: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component_id", b"component_id", "deployment", b"deployment", "new_run_id", b"new_run_id", "request_id", b"request_id", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component_id", b"component_id", "deployment", b"deployment", "from_failure", b"from_failure", "new_run_id", b"new_run_id", "request_id", b"request_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

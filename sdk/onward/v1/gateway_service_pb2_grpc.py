@@ -158,7 +158,8 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ForkRun(self, request, context):
-        """ForkRun starts a new run with the results that another one had before a component.
+        """ForkRun starts a new run with the results that another one had before a component. The fork's log begins with a copy of what is
+        kept: who follows it sees what was shown before that component, and then what the fork makes of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,9 @@ class GatewayServiceStub:
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ResumeRunRequest, _gateway_service_pb2.ResumeRunResponse]
     """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged."""
     ForkRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ForkRunRequest, _gateway_service_pb2.ForkRunResponse]
-    """ForkRun starts a new run with the results that another one had before a component."""
+    """ForkRun starts a new run with the results that another one had before a component. The fork's log begins with a copy of what is
+    kept: who follows it sees what was shown before that component, and then what the fork makes of it.
+    """
     ReadBlob: _grpc.UnaryStreamMultiCallable[_gateway_service_pb2.ReadBlobRequest, _gateway_service_pb2.ReadBlobResponse]
     """ReadBlob streams a value that a Payload names by blob_uri."""
     SubscribeRun: _grpc.UnaryStreamMultiCallable[_gateway_service_pb2.SubscribeRunRequest, _gateway_service_pb2.SubscribeRunResponse]
@@ -94,7 +96,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     ResumeRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ResumeRunRequest, _gateway_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
     """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged."""
     ForkRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ForkRunRequest, _gateway_service_pb2.ForkRunResponse]  # type: ignore[assignment]
-    """ForkRun starts a new run with the results that another one had before a component."""
+    """ForkRun starts a new run with the results that another one had before a component. The fork's log begins with a copy of what is
+    kept: who follows it sees what was shown before that component, and then what the fork makes of it.
+    """
     ReadBlob: _aio.UnaryStreamMultiCallable[_gateway_service_pb2.ReadBlobRequest, _gateway_service_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """ReadBlob streams a value that a Payload names by blob_uri."""
     SubscribeRun: _aio.UnaryStreamMultiCallable[_gateway_service_pb2.SubscribeRunRequest, _gateway_service_pb2.SubscribeRunResponse]  # type: ignore[assignment]
@@ -177,7 +181,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_service_pb2.ForkRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.ForkRunResponse, _abc.Awaitable[_gateway_service_pb2.ForkRunResponse]]:
-        """ForkRun starts a new run with the results that another one had before a component."""
+        """ForkRun starts a new run with the results that another one had before a component. The fork's log begins with a copy of what is
+        kept: who follows it sees what was shown before that component, and then what the fork makes of it.
+        """
 
     @_abc_1.abstractmethod
     def ReadBlob(

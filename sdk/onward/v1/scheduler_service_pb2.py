@@ -28,7 +28,7 @@ from onward.v1 import gateway_service_pb2 as onward_dot_v1_dot_gateway__service_
 from onward.v1 import run_pb2 as onward_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onward/v1/scheduler_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a onward/v1/executor_service.proto\x1a\x1fonward/v1/gateway_service.proto\x1a\x13onward/v1/run.proto\"\xac\x01\n\x10SubmitRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.onward.v1.StartRunRequest\x12\x15\n\rparent_run_id\x18\x03 \x01(\t\x12\x1b\n\x13parent_component_id\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x05 \x01(\x08\x12\x14\n\x0ctrace_parent\x18\x06 \x01(\t\"B\n\x11SubmitRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"C\n\x0eStopRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\".\n\x0fStopRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"V\n\x14\x44\x65liverSignalRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12+\n\x06signal\x18\x02 \x01(\x0b\x32\x1b.onward.v1.SignalRunRequest\"9\n\x15\x44\x65liverSignalResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"G\n\x0eWakeRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\".\n\x0fWakeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"@\n\x17RegisterExecutorRequest\x12%\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32\x13.onward.v1.Executor\"H\n\x18RegisterExecutorResponse\x12,\n\tlease_ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14ListExecutorsRequest\"?\n\x15ListExecutorsResponse\x12&\n\texecutors\x18\x01 \x03(\x0b\x32\x13.onward.v1.Executor\"O\n\x11SetTrafficRequest\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\x12\x11\n\tworkflows\x18\x02 \x03(\t\"3\n\x0cTrafficShare\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\"=\n\x12SetTrafficResponse\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\"\x18\n\x16ListDeploymentsRequest\"E\n\x17ListDeploymentsResponse\x12*\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x15.onward.v1.Deployment\"f\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\x13\n\x0bpinned_runs\x18\x03 \x01(\x03\x12\x11\n\texecutors\x18\x04 \x01(\x05\x12\x11\n\tretirable\x18\x05 \x01(\x08\x32\x88\x05\n\x10SchedulerService\x12\x46\n\tSubmitRun\x12\x1b.onward.v1.SubmitRunRequest\x1a\x1c.onward.v1.SubmitRunResponse\x12@\n\x07StopRun\x12\x19.onward.v1.StopRunRequest\x1a\x1a.onward.v1.StopRunResponse\x12R\n\rDeliverSignal\x12\x1f.onward.v1.DeliverSignalRequest\x1a .onward.v1.DeliverSignalResponse\x12@\n\x07WakeRun\x12\x19.onward.v1.WakeRunRequest\x1a\x1a.onward.v1.WakeRunResponse\x12[\n\x10RegisterExecutor\x12\".onward.v1.RegisterExecutorRequest\x1a#.onward.v1.RegisterExecutorResponse\x12R\n\rListExecutors\x12\x1f.onward.v1.ListExecutorsRequest\x1a .onward.v1.ListExecutorsResponse\x12I\n\nSetTraffic\x12\x1c.onward.v1.SetTrafficRequest\x1a\x1d.onward.v1.SetTrafficResponse\x12X\n\x0fListDeployments\x12!.onward.v1.ListDeploymentsRequest\x1a\".onward.v1.ListDeploymentsResponseB%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onward/v1/scheduler_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a onward/v1/executor_service.proto\x1a\x1fonward/v1/gateway_service.proto\x1a\x13onward/v1/run.proto\"\xac\x01\n\x10SubmitRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.onward.v1.StartRunRequest\x12\x15\n\rparent_run_id\x18\x03 \x01(\t\x12\x1b\n\x13parent_component_id\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x05 \x01(\x08\x12\x14\n\x0ctrace_parent\x18\x06 \x01(\t\"B\n\x11SubmitRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"C\n\x0eStopRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\".\n\x0fStopRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"V\n\x14\x44\x65liverSignalRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12+\n\x06signal\x18\x02 \x01(\x0b\x32\x1b.onward.v1.SignalRunRequest\"9\n\x15\x44\x65liverSignalResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"G\n\x0eWakeRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\".\n\x0fWakeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"d\n\x10\x42ranchRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\'\n\x04\x66ork\x18\x02 \x01(\x0b\x32\x19.onward.v1.ForkRunRequest\x12\x14\n\x0ctrace_parent\x18\x03 \x01(\t\"B\n\x11\x42ranchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"@\n\x17RegisterExecutorRequest\x12%\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32\x13.onward.v1.Executor\"H\n\x18RegisterExecutorResponse\x12,\n\tlease_ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14ListExecutorsRequest\"?\n\x15ListExecutorsResponse\x12&\n\texecutors\x18\x01 \x03(\x0b\x32\x13.onward.v1.Executor\"O\n\x11SetTrafficRequest\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\x12\x11\n\tworkflows\x18\x02 \x03(\t\"3\n\x0cTrafficShare\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\"=\n\x12SetTrafficResponse\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\"\x18\n\x16ListDeploymentsRequest\"E\n\x17ListDeploymentsResponse\x12*\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x15.onward.v1.Deployment\"f\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\x13\n\x0bpinned_runs\x18\x03 \x01(\x03\x12\x11\n\texecutors\x18\x04 \x01(\x05\x12\x11\n\tretirable\x18\x05 \x01(\x08\x32\xd0\x05\n\x10SchedulerService\x12\x46\n\tSubmitRun\x12\x1b.onward.v1.SubmitRunRequest\x1a\x1c.onward.v1.SubmitRunResponse\x12@\n\x07StopRun\x12\x19.onward.v1.StopRunRequest\x1a\x1a.onward.v1.StopRunResponse\x12R\n\rDeliverSignal\x12\x1f.onward.v1.DeliverSignalRequest\x1a .onward.v1.DeliverSignalResponse\x12@\n\x07WakeRun\x12\x19.onward.v1.WakeRunRequest\x1a\x1a.onward.v1.WakeRunResponse\x12\x46\n\tBranchRun\x12\x1b.onward.v1.BranchRunRequest\x1a\x1c.onward.v1.BranchRunResponse\x12[\n\x10RegisterExecutor\x12\".onward.v1.RegisterExecutorRequest\x1a#.onward.v1.RegisterExecutorResponse\x12R\n\rListExecutors\x12\x1f.onward.v1.ListExecutorsRequest\x1a .onward.v1.ListExecutorsResponse\x12I\n\nSetTraffic\x12\x1c.onward.v1.SetTrafficRequest\x1a\x1d.onward.v1.SetTrafficResponse\x12X\n\x0fListDeployments\x12!.onward.v1.ListDeploymentsRequest\x1a\".onward.v1.ListDeploymentsResponseB%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,26 +52,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WAKERUNREQUEST']._serialized_end=746
   _globals['_WAKERUNRESPONSE']._serialized_start=748
   _globals['_WAKERUNRESPONSE']._serialized_end=794
-  _globals['_REGISTEREXECUTORREQUEST']._serialized_start=796
-  _globals['_REGISTEREXECUTORREQUEST']._serialized_end=860
-  _globals['_REGISTEREXECUTORRESPONSE']._serialized_start=862
-  _globals['_REGISTEREXECUTORRESPONSE']._serialized_end=934
-  _globals['_LISTEXECUTORSREQUEST']._serialized_start=936
-  _globals['_LISTEXECUTORSREQUEST']._serialized_end=958
-  _globals['_LISTEXECUTORSRESPONSE']._serialized_start=960
-  _globals['_LISTEXECUTORSRESPONSE']._serialized_end=1023
-  _globals['_SETTRAFFICREQUEST']._serialized_start=1025
-  _globals['_SETTRAFFICREQUEST']._serialized_end=1104
-  _globals['_TRAFFICSHARE']._serialized_start=1106
-  _globals['_TRAFFICSHARE']._serialized_end=1157
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=1159
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=1220
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1222
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1246
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1248
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1317
-  _globals['_DEPLOYMENT']._serialized_start=1319
-  _globals['_DEPLOYMENT']._serialized_end=1421
-  _globals['_SCHEDULERSERVICE']._serialized_start=1424
-  _globals['_SCHEDULERSERVICE']._serialized_end=2072
+  _globals['_BRANCHRUNREQUEST']._serialized_start=796
+  _globals['_BRANCHRUNREQUEST']._serialized_end=896
+  _globals['_BRANCHRUNRESPONSE']._serialized_start=898
+  _globals['_BRANCHRUNRESPONSE']._serialized_end=964
+  _globals['_REGISTEREXECUTORREQUEST']._serialized_start=966
+  _globals['_REGISTEREXECUTORREQUEST']._serialized_end=1030
+  _globals['_REGISTEREXECUTORRESPONSE']._serialized_start=1032
+  _globals['_REGISTEREXECUTORRESPONSE']._serialized_end=1104
+  _globals['_LISTEXECUTORSREQUEST']._serialized_start=1106
+  _globals['_LISTEXECUTORSREQUEST']._serialized_end=1128
+  _globals['_LISTEXECUTORSRESPONSE']._serialized_start=1130
+  _globals['_LISTEXECUTORSRESPONSE']._serialized_end=1193
+  _globals['_SETTRAFFICREQUEST']._serialized_start=1195
+  _globals['_SETTRAFFICREQUEST']._serialized_end=1274
+  _globals['_TRAFFICSHARE']._serialized_start=1276
+  _globals['_TRAFFICSHARE']._serialized_end=1327
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=1329
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=1390
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1392
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1416
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1418
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1487
+  _globals['_DEPLOYMENT']._serialized_start=1489
+  _globals['_DEPLOYMENT']._serialized_end=1591
+  _globals['_SCHEDULERSERVICE']._serialized_start=1594
+  _globals['_SCHEDULERSERVICE']._serialized_end=2314
 # @@protoc_insertion_point(module_scope)

@@ -257,6 +257,66 @@ class WakeRunResponse(_message.Message):
 Global___WakeRunResponse: _TypeAlias = WakeRunResponse  # noqa: Y015
 
 @_typing.final
+class BranchRunRequest(_message.Message):
+    """BranchRunRequest is a checked ForkRunRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
+    TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """namespace is from the caller's credentials."""
+    trace_parent: _builtins.str
+    """trace_parent is the caller's W3C traceparent; empty when there is none."""
+    @_builtins.property
+    def fork(self) -> _gateway_service_pb2.ForkRunRequest:
+        """fork is what the caller asked for. It has a new_run_id or a request_id."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        fork: _gateway_service_pb2.ForkRunRequest | None = ...,
+        trace_parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fork", b"fork"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fork", b"fork", "namespace", b"namespace", "trace_parent", b"trace_parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BranchRunRequest: _TypeAlias = BranchRunRequest  # noqa: Y015
+
+@_typing.final
+class BranchRunResponse(_message.Message):
+    """BranchRunResponse holds the fork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """replayed as in ForkRunResponse."""
+    @_builtins.property
+    def run(self) -> _run_pb2.Run:
+        """run is queued."""
+
+    def __init__(
+        self,
+        *,
+        run: _run_pb2.Run | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BranchRunResponse: _TypeAlias = BranchRunResponse  # noqa: Y015
+
+@_typing.final
 class RegisterExecutorRequest(_message.Message):
     """RegisterExecutorRequest describes an executor."""
 

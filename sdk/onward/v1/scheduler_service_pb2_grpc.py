@@ -56,6 +56,11 @@ class SchedulerServiceStub:
                 request_serializer=onward_dot_v1_dot_scheduler__service__pb2.WakeRunRequest.SerializeToString,
                 response_deserializer=onward_dot_v1_dot_scheduler__service__pb2.WakeRunResponse.FromString,
                 _registered_method=True)
+        self.BranchRun = channel.unary_unary(
+                '/onward.v1.SchedulerService/BranchRun',
+                request_serializer=onward_dot_v1_dot_scheduler__service__pb2.BranchRunRequest.SerializeToString,
+                response_deserializer=onward_dot_v1_dot_scheduler__service__pb2.BranchRunResponse.FromString,
+                _registered_method=True)
         self.RegisterExecutor = channel.unary_unary(
                 '/onward.v1.SchedulerService/RegisterExecutor',
                 request_serializer=onward_dot_v1_dot_scheduler__service__pb2.RegisterExecutorRequest.SerializeToString,
@@ -106,6 +111,13 @@ class SchedulerServiceServicer:
 
     def WakeRun(self, request, context):
         """WakeRun queues a parked or paused run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BranchRun(self, request, context):
+        """BranchRun records and queues a fork of a run, in one atomic step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +174,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.WakeRun,
                     request_deserializer=onward_dot_v1_dot_scheduler__service__pb2.WakeRunRequest.FromString,
                     response_serializer=onward_dot_v1_dot_scheduler__service__pb2.WakeRunResponse.SerializeToString,
+            ),
+            'BranchRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.BranchRun,
+                    request_deserializer=onward_dot_v1_dot_scheduler__service__pb2.BranchRunRequest.FromString,
+                    response_serializer=onward_dot_v1_dot_scheduler__service__pb2.BranchRunResponse.SerializeToString,
             ),
             'RegisterExecutor': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterExecutor,
@@ -294,6 +311,33 @@ class SchedulerService:
             '/onward.v1.SchedulerService/WakeRun',
             onward_dot_v1_dot_scheduler__service__pb2.WakeRunRequest.SerializeToString,
             onward_dot_v1_dot_scheduler__service__pb2.WakeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BranchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onward.v1.SchedulerService/BranchRun',
+            onward_dot_v1_dot_scheduler__service__pb2.BranchRunRequest.SerializeToString,
+            onward_dot_v1_dot_scheduler__service__pb2.BranchRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class SchedulerServiceStub:
     """DeliverSignal appends a signal to a run's log and queues the run if it waits for it, in one atomic step."""
     WakeRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.WakeRunRequest, _scheduler_service_pb2.WakeRunResponse]
     """WakeRun queues a parked or paused run."""
+    BranchRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.BranchRunRequest, _scheduler_service_pb2.BranchRunResponse]
+    """BranchRun records and queues a fork of a run, in one atomic step."""
     RegisterExecutor: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.RegisterExecutorRequest, _scheduler_service_pb2.RegisterExecutorResponse]
     """RegisterExecutor makes an executor known. Repeated every third of lease_ttl and after any change, to any Scheduler; a
     registration that is not repeated dies. What its deployment serves stays known until the deployment is retired.
@@ -69,6 +71,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """DeliverSignal appends a signal to a run's log and queues the run if it waits for it, in one atomic step."""
     WakeRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.WakeRunRequest, _scheduler_service_pb2.WakeRunResponse]  # type: ignore[assignment]
     """WakeRun queues a parked or paused run."""
+    BranchRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.BranchRunRequest, _scheduler_service_pb2.BranchRunResponse]  # type: ignore[assignment]
+    """BranchRun records and queues a fork of a run, in one atomic step."""
     RegisterExecutor: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.RegisterExecutorRequest, _scheduler_service_pb2.RegisterExecutorResponse]  # type: ignore[assignment]
     """RegisterExecutor makes an executor known. Repeated every third of lease_ttl and after any change, to any Scheduler; a
     registration that is not repeated dies. What its deployment serves stays known until the deployment is retired.
@@ -116,6 +120,14 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.WakeRunResponse, _abc.Awaitable[_scheduler_service_pb2.WakeRunResponse]]:
         """WakeRun queues a parked or paused run."""
+
+    @_abc_1.abstractmethod
+    def BranchRun(
+        self,
+        request: _scheduler_service_pb2.BranchRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.BranchRunResponse, _abc.Awaitable[_scheduler_service_pb2.BranchRunResponse]]:
+        """BranchRun records and queues a fork of a run, in one atomic step."""
 
     @_abc_1.abstractmethod
     def RegisterExecutor(

@@ -1,0 +1,322 @@
+"""Forks: the part of a run's log that another run begins with.
+
+A fork goes on where its source stood just before one of its components began: what had begun before it keeps what it
+gave, also where that came later, and everything else is as if it had not happened. What is kept is copied, so the fork
+lives on when its source is past its retention. Offsets are dense again; events keep their time and their attempt, and
+the fork's attempts go on counting from there, so that names made from an attempt (of blobs) are never used twice.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+from onward.log import ASKED
+from onward.v1.event_pb2 import OUTCOME_ERROR, OUTCOME_OK, Event
+from onward.v1.run_pb2 import Run
+from onward_runlog import keys
+from onward_runlog.connection import Argument
+from onward_runlog.errors import ComponentNotFound, LogAtLimit, RunNotFound
+from onward_runlog.record import pairs
+from onward_runlog.store import Store
+from onward_runlog.writer import BATCH_BYTES_MAX, BATCH_EVENTS_MAX
+
+STAGED_S = 600.0
+"""How long what was copied is kept for the call that accepts the fork."""
+
+NAMES_MAX = 20
+"""Components that are named to who asked for one that is not there."""
+
+_OF_ATTEMPTS = frozenset({"run_state_changed", "attempt_started", "run_waiting"})
+"""Events about the source's own life: the fork has one of its own."""
+
+_BLOB = re.compile(rb"blob:([0-9]+-[0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What waits in the store for the fork that begins with it.
+
+    Attributes:
+        token: Names it.
+        attempt: The attempt that the fork's own count on from.
+        last_offset: How many events there are.
+        size: Their bytes.
+    """
+
+    token: str
+    attempt: int
+    last_offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a component instance ended, once.
+
+    Attributes:
+        offset: Where.
+        again: Whether a later attempt gets it again.
+        shown: Whether the event itself holds the result.
+    """
+
+    offset: int
+    again: bool
+    shown: bool
+
+
+@dataclass(slots=True)
+class _Instance:
+    """What one component instance did in the source."""
+
+    started: int
+    name: str
+    parent: str
+    finished: list[_End] = field(default_factory=list)
+    retried: list[int] = field(default_factory=list)
+    kept_through: int = 0
+    """The end that is kept although it came after the component from which the fork runs; 0 where there is none."""
+
+
+class Plan:
+    """Which events of a log a fork begins with.
+
+    Args:
+        component_id: The first instance that runs again; None keeps everything that has finished.
+    """
+
+    def __init__(self, component_id: str | None) -> None:
+        self._component_id = component_id
+        self._instances: dict[str, _Instance] = {}
+        self._before = 0
+        self._signals: dict[int, str] = {}
+        self._kept: list[int] = []
+        """Offsets in the source of the events that are kept, in order."""
+
+    def see(self, event: Event) -> None:
+        """Take in the next event of the source."""
+        kind = event.WhichOneof("kind")
+        if kind == "component_started":
+            started = event.component_started
+            if event.component_id not in self._instances:
+                self._instances[event.component_id] = _Instance(event.offset, started.name, started.parent_id)
+        elif (instance := self._instances.get(event.component_id)) is None:
+            return
+        elif kind == "component_finished":
+            finished = event.component_finished
+            again = finished.outcome in (OUTCOME_OK, OUTCOME_ERROR)
+            shown = finished.output.WhichOneof("value") is not None
+            instance.finished.append(_End(event.offset, again, shown))
+            if finished.signal_offset:
+                self._signals[finished.signal_offset] = event.component_id
+        elif kind == "component_retrying":
+            instance.retried.append(event.offset)
+
+    def decide(self, last: int) -> None:
+        """Find what is kept, after the last event was seen.
+
+        Raises:
+            ComponentNotFound: No such instance began.
+        """
+        self._before = last + 1
+        above: set[str] = set()
+        if self._component_id is not None:
+            if self._component_id not in self._instances:
+                names = [f"{key} ({each.name})" for key, each in self._instances.items()]
+                raise ComponentNotFound(self._component_id, names[:NAMES_MAX], len(names))
+            self._before = self._instances[self._component_id].started
+            above = {self._component_id, *self._above(self._component_id)}
+        for component_id, instance in self._instances.items():
+            if instance.started < self._before and component_id not in above:
+                instance.kept_through = self._end_of(component_id, instance)
+
+    def _end_of(self, component_id: str, instance: _Instance) -> int:
+        """Return the offset of the result that an instance gave later; 0 where it had one before, or has none."""
+        retried = [at for one in self._above(component_id) for at in self._instances[one].retried]
+        before = [end for end in instance.finished if end.offset < self._before]
+        if before and before[-1].again:
+            return 0
+        for end in instance.finished:
+            if end.offset >= self._before and end.again:
+                return 0 if any(self._before <= one < end.offset for one in retried) else end.offset
+        return 0
+
+    def _above(self, component_id: str) -> Iterator[str]:
+        parent = self._instances[component_id].parent
+        while parent in self._instances:
+            yield parent
+            parent = self._instances[parent].parent
+
+    def take(self, event: Event) -> bool:
+        """Return whether the next event of the source is kept; its offsets are then those of the fork."""
+        offset, kind = event.offset, event.WhichOneof("kind")
+        if kind is None or kind in _OF_ATTEMPTS or (offset >= self._before and not self._is_kept_later(event, kind)):
+            return False
+        if kind == "rollback":
+            event.rollback.after_offset = self._moved(event.rollback.after_offset)
+        elif kind == "component_finished" and event.component_finished.signal_offset:
+            event.component_finished.signal_offset = self._moved(event.component_finished.signal_offset)
+        self._kept.append(offset)
+        return True
+
+    def _is_kept_later(self, event: Event, kind: str) -> bool:
+        if kind == "signal_received":
+            taker = self._signals.get(event.offset, "")
+            return taker in self._instances and self._instances[taker].kept_through > 0
+        if kind == "rollback":
+            left = [one for one in event.rollback.component_ids if self._stays(one, event.offset)]
+            event.rollback.component_ids[:] = left
+            return bool(left)
+        return self._stays(event.component_id, event.offset)
+
+    def _stays(self, component_id: str, offset: int) -> bool:
+        """Tell whether an event belongs to an instance whose later result is kept, or lies below one."""
+        while component_id in self._instances:
+            if offset <= self._instances[component_id].kept_through:
+                return True
+            component_id = self._instances[component_id].parent
+        return False
+
+    def _moved(self, offset: int) -> int:
+        """Return where an offset of the source is in the fork, after whose first event the kept ones come."""
+        found = bisect_right(self._kept, offset)
+        return found + 1 if found else 0
+
+    def keeps_memo(self, name: str) -> bool:
+        """Tell whether a value for later attempts belongs to a result that is kept."""
+        if name.startswith(ASKED):
+            return False  # Who still waits asks again.
+        instance = self._instances.get(name)
+        if instance is None:
+            return True
+        through = instance.kept_through or self._before - 1
+        ends = [end for end in instance.finished if end.offset <= through]
+        if not ends or not ends[-1].again:
+            return False
+        # There is one value for all ends of an instance: a later one has replaced it.
+        return ends[-1] is instance.finished[-1] or not ends[-1].shown
+
+
+async def stage(
+    store: Store, source: Run, run_id: str, *, component_id: str | None, first: bytes, events_max: int, bytes_max: int
+) -> Staged:
+    """Copy what a fork begins with to where the fork will be.
+
+    Args:
+        source: The run that is forked, terminal or PAUSED, as it was read: what came later is not looked at.
+        run_id: The fork.
+        component_id: The first instance that runs again; None keeps everything that has finished.
+        first: The fork's own first event.
+        events_max: How many events a log may have that goes on.
+        bytes_max: How long such a log may be.
+
+    Raises:
+        ComponentNotFound: No such instance began.
+        LogAtLimit: The fork would have no room to go on.
+        RunNotFound: The source is gone.
+        StoreUnavailable: Nothing has come of it: what was copied goes by itself.
+    """
+    plan = Plan(component_id)
+    namespace, last = source.namespace, source.log.last_offset
+    seen = 0
+    async for event in _events(store, namespace, source.run_id, last):
+        plan.see(event)
+        seen = event.offset
+    if seen < last:
+        raise RunNotFound(source.run_id)
+    plan.decide(last)
+    staging = _Staging(store, namespace, run_id)
+    await staging.add_event(first)
+    blobs: set[bytes] = set()
+    async for event in _events(store, namespace, source.run_id, last):
+        if plan.take(event):
+            data = event.SerializeToString()
+            blobs.update(_BLOB.findall(data))
+            await staging.add_event(data)
+    base, ref = store.place(namespace, source.run_id)
+    for name, value in pairs(await store.command("HGETALL", keys.memo(base, ref))).items():
+        if plan.keeps_memo(name.decode()):
+            blobs.update(_BLOB.findall(value))
+            await staging.add_memo(name, value)
+    for blob in sorted(blobs):
+        kept = await store.command("GET", keys.blob(base, ref, blob.decode()))
+        if kept is not None:
+            await staging.add_blob(blob, kept)
+    events, size = await staging.done()
+    if events > events_max or size > bytes_max:
+        raise LogAtLimit(source.run_id)
+    return Staged(staging.token, source.attempt, events, size)
+
+
+async def _events(store: Store, namespace: str, run_id: str, last: int) -> AsyncIterator[Event]:
+    base, ref = store.place(namespace, run_id)
+    after = 0
+    while after < last:
+        entries = await store.command(
+            "XRANGE", keys.log(base, ref), f"{after + 1}-0", f"{last}-0", "COUNT", BATCH_EVENTS_MAX
+        )
+        if not entries:
+            return
+        for _, fields in entries:
+            event = Event.FromString(fields[1])
+            after = event.offset
+            yield event
+
+
+class _Staging:
+    """Copies piece by piece: no call holds the server up for long."""
+
+    def __init__(self, store: Store, namespace: str, run_id: str) -> None:
+        self.token = secrets.token_hex(8)
+        self._store = store
+        self._base, self._ref = store.place(namespace, run_id)
+        self._next = 1
+        self._events: list[Argument] = []
+        self._memo: list[Argument] = []
+        self._blobs: list[Argument] = []
+        self._waiting = 0
+        self._size = 0
+
+    async def add_event(self, data: bytes) -> None:
+        await self._room(len(data))
+        self._events.append(data)
+
+    async def add_memo(self, name: bytes, value: bytes) -> None:
+        await self._room(len(value))
+        self._memo += (name, value)
+
+    async def add_blob(self, name: bytes, value: bytes) -> None:
+        await self._room(len(value))
+        self._blobs += (name, value)
+
+    async def done(self) -> tuple[int, int]:
+        """Send what is left, and return how many events there are, and their bytes."""
+        await self._send()
+        return self._next - 1, self._size
+
+    async def _room(self, size: int) -> None:
+        if self._waiting + size > BATCH_BYTES_MAX or len(self._events) + len(self._memo) >= BATCH_EVENTS_MAX:
+            await self._send()
+        self._waiting += size
+
+    async def _send(self) -> None:
+        n = len(self._events)
+        self._size = await self._store.call(
+            "stage",
+            self._base,
+            self._ref,
+            self.token,
+            int(STAGED_S * 1000),
+            self._next,
+            n,
+            *self._events,
+            len(self._memo) // 2,
+            *self._memo,
+            len(self._blobs) // 2,
+            *self._blobs,
+        )
+        self._next += n
+        self._events, self._memo, self._blobs, self._waiting = [], [], [], 0

@@ -1,0 +1,139 @@
+"""Which run is made of a request, and who runs it."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from onward.v1.error_reason_pb2 import ErrorReason
+from onward.v1.gateway_service_pb2 import ForkRunRequest
+from onward.v1.run_pb2 import Run, RunState
+from onward.v1.scheduler_service_pb2 import BranchRunRequest, SubmitRunRequest
+from onward_runlog.deployments import Deployments, Served
+from onward_runlog.errors import ComponentNotFound, WrongState
+from onward_runlog.forking import Staged
+from onward_runlog.record import TERMINAL
+from onward_runlog.runs import Runs, new_run_id, state_name
+from onward_scheduler.dispatching import Dispatcher
+from onward_serving.errors import Refused
+
+
+class Accepting:
+    """Accepts runs.
+
+    Args:
+        runs: The transitions.
+        dispatcher: Records runs and hands them out.
+        deployments: Who serves what.
+    """
+
+    def __init__(self, runs: Runs, dispatcher: Dispatcher, deployments: Deployments) -> None:
+        self._runs = runs
+        self._dispatcher = dispatcher
+        self._deployments = deployments
+
+    async def submit(self, request: SubmitRunRequest) -> tuple[Run, bool]:
+        """Accept a run; returns it, and whether an earlier call did.
+
+        Raises:
+            Refused: No deployment serves the workflow.
+            RunLogError: As Runs.submit.
+        """
+        start = request.start
+        served = await self.served(start.workflow, start.deployment)
+        run = Run(
+            run_id=start.run_id or new_run_id(request.namespace, start.request_id),
+            namespace=request.namespace,
+            workflow=start.workflow,
+            input=start.input,
+            deployment=served.deployment,
+            labels=start.labels,
+            priority=start.priority,
+            fairness_key=start.fairness_key,
+            request_id=start.request_id,
+            parent_run_id=request.parent_run_id,
+            parent_component_id=request.parent_component_id,
+            detached=request.detached,
+        )
+        if start.HasField("schedule_time"):
+            run.schedule_time.CopyFrom(start.schedule_time)
+        _bound(run, start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout)
+        return await self._dispatcher.submit(run, trace_parent=request.trace_parent)
+
+    async def fork(self, request: BranchRunRequest) -> tuple[Run, bool]:
+        """Accept a fork; returns it, and whether an earlier call did.
+
+        It is a run of its own: it has the input, labels, priority and fairness_key of its source, the time limit of its
+        workflow from now on, and no parent.
+
+        Raises:
+            Refused: No deployment serves the workflow.
+            WrongState: The source still goes on, or there is nothing that failed.
+            RunLogError: As Runs.submit and Runs.stage.
+        """
+        fork = request.fork
+        run = Run(
+            run_id=fork.new_run_id or new_run_id(request.namespace, fork.request_id),
+            namespace=request.namespace,
+            request_id=fork.request_id,
+            forked_from_run_id=fork.run_id,
+        )
+        made_of = b"\0".join((b"fork", fork.run_id.encode(), fork.component_id.encode(), b"%d" % fork.from_failure))
+        known = await self._runs.known(run, made_of)
+        if known is not None:
+            return known, True
+        source = await self._runs.get(request.namespace, fork.run_id)
+        ended = source.state in TERMINAL or source.state == RunState.RUN_STATE_PAUSED
+        if not ended or (fork.from_failure and source.state == RunState.RUN_STATE_SUCCEEDED):
+            raise WrongState(source.run_id, state_name(source.state))
+        served = await self.served(source.workflow, fork.deployment)
+        run.workflow, run.deployment = source.workflow, served.deployment
+        run.priority, run.fairness_key = source.priority, source.fairness_key
+        run.labels.update(source.labels)
+        run.input.CopyFrom(source.input)
+        _bound(run, served.workflow.run_timeout)
+        staged = await self._staged(source, run.run_id, fork)
+        return await self._dispatcher.submit(run, trace_parent=request.trace_parent, made_of=made_of, staged=staged)
+
+    async def _staged(self, source: Run, run_id: str, fork: ForkRunRequest) -> Staged | None:
+        """Copy what the fork begins with; None from the start."""
+        if not fork.from_failure:
+            return await self._runs.stage(source, run_id, fork.component_id) if fork.component_id else None
+        if source.error.component_id:
+            try:
+                return await self._runs.stage(source, run_id, source.error.component_id)
+            except ComponentNotFound:
+                pass  # It was refused before it began: everything that has finished stays.
+        return await self._runs.stage(source, run_id, None)
+
+    async def served(self, workflow: str, deployment: str) -> Served:
+        """Return who takes a run of a workflow: the deployment that is named, else the one that takes new runs.
+
+        Raises:
+            Refused: Nobody does.
+        """
+        served = await self._deployments.choose(workflow, deployment)
+        if served is None and deployment:
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND,
+                f"no deployment {deployment!r} serves workflow {workflow!r}",
+                {"deployment": deployment},
+            )
+        if served is None:
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
+                f"no deployment serves workflow {workflow!r}: start an executor that does",
+                {"workflow": workflow},
+            )
+        return served
+
+
+def _bound(run: Run, timeout: Duration) -> None:
+    """Set a run's deadline, from its start."""
+    if timeout.ToNanoseconds() > 0:
+        begin_ns = max(time.time_ns(), run.schedule_time.ToNanoseconds() if run.HasField("schedule_time") else 0)
+        run.deadline.FromNanoseconds(begin_ns + timeout.ToNanoseconds())

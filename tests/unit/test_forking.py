@@ -1,0 +1,286 @@
+"""What a fork begins with: what its source had before a component, and nothing of what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.unit import test_replay_random as random_runs
+
+import onward
+from onward import ComponentError, component, fold, status, testing, workflow
+from onward import map as omap
+from onward.engine import Attempt
+from onward.memory import MemoryRun
+from onward.v1.event_pb2 import ATTEMPT_CAUSE_STARTED, Event, SignalReceived
+from onward.v1.run_pb2 import Payload, Run
+from onward_runlog.errors import ComponentNotFound
+from onward_runlog.forking import Plan
+
+ran: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran() -> None:
+    ran.clear()
+
+
+async def attempt(flow: Any, memory: MemoryRun, data: bytes = b"{}") -> MemoryRun:
+    run = Run(run_id="r", namespace="n", workflow=flow.name, input=Payload(data=data, size=len(data)))
+    run.log.last_offset = memory.last_offset
+    log = memory.begin()
+    with testing.no_backoff():
+        await Attempt(
+            flow,
+            run=run,
+            log=log,
+            attempt=log.attempt,
+            cause=ATTEMPT_CAUSE_STARTED,
+            executor_id="e",
+            deployment="d",
+        ).run()
+    return memory
+
+
+def forked(source: MemoryRun, component_id: str | None) -> MemoryRun:
+    """A fork as the store makes it."""
+    plan = Plan(component_id)
+    for event in source.events:
+        plan.see(event)
+    plan.decide(source.last_offset)
+    fork = MemoryRun()
+    for event in source.events:
+        if plan.take(event):
+            fork.write(event.SerializeToString(), attempt=event.attempt)
+    fork.attempt = source.attempt
+    fork.memo = {name: value for name, value in source.memo.items() if plan.keeps_memo(name)}
+    fork.blobs = dict(source.blobs)
+    return fork
+
+
+def first_of(events: list[Event], name: str, number: int = 1) -> str:
+    """The id of the instance of a component that began as the `number`th of its name."""
+    return [event.component_id for event in events if event.component_started.name == name][number - 1]
+
+
+@component
+async def step(name: str, before: Callable[[], Awaitable[None]] | None = None) -> str:
+    ran.append(name)
+    status(f"does {name}")
+    return name
+
+
+broken: set[str] = set()
+
+
+@component
+async def section(name: str) -> str:
+    ran.append(name)
+    for _ in range({"a": 1, "b": 3, "c": 2, "d": 9}[name]):
+        await asyncio.sleep(0.001)
+    if name in broken:
+        raise ValueError(f"no {name}")
+    return f"<{await step(name)}>"
+
+
+async def test_what_began_before_keeps_what_it_gave_later() -> None:
+    """Of four branches the third fails: the first two are kept, though both ended after it had begun."""
+
+    @workflow
+    async def flow() -> list[str]:
+        await step("head")
+        return await omap(section, ["a", "b", "c", "d"], concurrency=4)
+
+    broken.add("c")
+    source = await attempt(flow, MemoryRun())
+    assert source.events[-1].run_state_changed.error.message == "section: no c"
+    failed = source.events[-1].run_state_changed.error.component_id
+    broken.clear()
+    ran.clear()
+    fork = forked(source, failed)
+    await attempt(flow, fork)
+    assert fork.events[-1].run_state_changed.output.data == b'["<a>","<b>","<c>","<d>"]'
+    again = set(ran)
+    assert "c" in again
+    assert "head" not in again
+    ended_before = {event.component_id for event in source.events if event.component_finished.outcome == 1}
+    for name, number in (("a", 1), ("b", 2)):
+        if first_of(source.events, "section", number) in ended_before:
+            assert name not in again, "it had a result"
+    assert [event.offset for event in fork.events] == list(range(1, fork.last_offset + 1))
+    attempts = [event.attempt for event in fork.events]
+    assert attempts == sorted(attempts)
+
+
+async def test_those_that_called_it_run_again_and_not_what_they_had_finished() -> None:
+    """Also where they had caught its error, tried it again, or failed by it."""
+
+    @component.retry(3, 0)
+    async def outer() -> str:
+        ran.append("outer")
+        await step("first")
+        ran.append("then")
+        if broken:
+            raise ValueError("broken")
+        return await step("second")
+
+    @workflow
+    async def flow() -> str:
+        status("begins")
+        try:
+            return await outer()
+        except ComponentError as error:
+            status("gives up")
+            return error.reason
+
+    broken.add("x")
+    source = await attempt(flow, MemoryRun())
+    assert ran == ["outer", "first", "then"] * 3
+    broken.clear()
+    ran.clear()
+    fork = await attempt(flow, forked(source, first_of(source.events, "outer")))
+    assert ran == ["outer", "first", "then", "second"]
+    view = fold(fork.events)
+    assert (view.state, view.output) == ("SUCCEEDED", "second")
+    assert [one.message for one in view.body.statuses] == ["begins"]
+    ran.clear()
+    fork = await attempt(flow, forked(source, first_of(source.events, "step")))
+    assert ran == ["outer", "first", "then", "second"]
+    assert [one.message for one in fold(fork.events).statuses] == ["begins", "does first", "does second"]
+
+
+async def test_everything_that_finished_is_kept_where_the_workflow_itself_failed() -> None:
+    @workflow
+    async def flow() -> str:
+        one = await step("one")
+        if broken:
+            raise ValueError("broken")
+        return one + await step("two")
+
+    broken.add("x")
+    source = await attempt(flow, MemoryRun())
+    broken.clear()
+    ran.clear()
+    fork = await attempt(flow, forked(source, None))
+    assert (ran, fold(fork.events).output) == (["two"], "onetwo")
+
+
+async def test_a_value_of_a_later_try_is_not_given_for_an_earlier_one() -> None:
+    """There is one memo for all ends of an instance: where a later one has replaced it, the event itself tells."""
+    sizes = iter((10, 10_000))
+
+    @component
+    async def grows() -> str:
+        return "x" * next(sizes, 5)
+
+    @component.retry(2, 0)
+    async def outer() -> int:
+        size = len(await grows())
+        await step("mark")
+        if size == 10:
+            raise ValueError("too small")
+        return size
+
+    @workflow
+    async def flow() -> int:
+        return await outer()
+
+    source = await attempt(flow, MemoryRun())
+    assert fold(source.events).output == 10_000
+    mark = first_of(source.events, "step")
+    fork = await attempt(flow, forked(source, mark))
+    retried = [event for event in fork.events if event.HasField("component_retrying")]
+    assert len(retried) == 1, "it went the way that it had gone: 10 came first"
+
+
+async def test_chance_that_was_used_stays() -> None:
+    @workflow
+    async def flow() -> list[str]:
+        one = str(onward.uuid())
+        await step(one)
+        two = str(onward.uuid())
+        await step("mark")
+        return [one, two, str(onward.uuid())]
+
+    source = await attempt(flow, MemoryRun())
+    fork = await attempt(flow, forked(source, first_of(source.events, "step", 2)))
+    assert fold(fork.events).state == "SUCCEEDED"
+    assert fold(fork.events).output[:2] == fold(source.events).output[:2]
+
+
+async def test_a_component_that_is_not_there_is_named_with_those_that_are() -> None:
+    @workflow
+    async def flow() -> None:
+        await step("one")
+
+    source = await attempt(flow, MemoryRun())
+    plan = Plan("nobody")
+    for event in source.events:
+        plan.see(event)
+    with pytest.raises(ComponentNotFound, match=f"'nobody'.*{first_of(source.events, 'step')} .step."):
+        plan.decide(source.last_offset)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(random_runs.scripts, st.booleans(), st.lists(st.integers(2, 12), max_size=2), st.integers(0, 50))
+def test_a_fork_ends_as_its_source(steps: list[Any], speaks: bool, gaps: list[int], which: int) -> None:
+    """Forked from any component of a run that lost executors on its way, the same code shows and gives the same."""
+
+    async def check() -> None:
+        flow = random_runs.spoken if speaks else random_runs.scripted
+        calm, _ = await random_runs.run_once(flow, steps, [])
+        source = MemoryRun()
+        data = flow.signature.dump_input({"steps": steps})
+        assert data is not None
+        random_runs._failed.clear()  # noqa: SLF001
+        for dies_after in [*random_runs.crashes(gaps), 0]:
+            log = source.begin(dies_after=dies_after)
+            with testing.no_backoff():
+                await Attempt(
+                    flow,
+                    run=Run(run_id="test", namespace="test", workflow=flow.name, input=Payload(data=data)),
+                    log=log,
+                    attempt=log.attempt,
+                    cause=ATTEMPT_CAUSE_STARTED,
+                    executor_id="e",
+                    deployment="d",
+                ).run()
+            if source.ended:
+                break
+        ids = [event.component_id for event in source.events if event.HasField("component_started")]
+        if not ids:
+            return
+        fork = await attempt(flow, forked(source, ids[which % len(ids)]), data)
+        assert random_runs.seen(fold(fork.events)) == random_runs.seen(calm.view)
+        assert random_runs.seen(random_runs.settled(fork.events)) == random_runs.seen(calm.view)
+
+    asyncio.run(check())
+
+
+async def test_a_wait_whose_signal_came_is_kept_and_another_waits_again() -> None:
+    """Signals that were there when the component began are kept, taken or not; what came later is not."""
+
+    @workflow
+    async def flow() -> list[str]:
+        first = await onward.signal("go", str)
+        await step("mark")
+        return [first, await onward.signal("go", str)]
+
+    async def send(memory: MemoryRun, *values: bytes) -> None:
+        for value in values:
+            received = SignalReceived(name="go", value=Payload(data=value))
+            memory.write(Event(signal_received=received).SerializeToString(), attempt=0)
+
+    source = MemoryRun()
+    await send(source, b'"one"', b'"two"')
+    await attempt(flow, source)
+    assert fold(source.events).output == ["one", "two"]
+    fork = forked(source, first_of(source.events, "step"))
+    kept = [event.signal_received.value.data for event in fork.events if event.HasField("signal_received")]
+    assert kept == [b'"one"', b'"two"']
+    await attempt(flow, fork)
+    assert fold(fork.events).output == ["one", "two"]
