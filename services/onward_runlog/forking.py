@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from onward.log import ASKED
@@ -53,21 +53,6 @@ class Staged:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How a component instance ended, once.
-
-    Attributes:
-        offset: Where.
-        again: Whether a later attempt gets it again.
-        shown: Whether the event itself holds the result.
-    """
-
-    offset: int
-    again: bool
-    shown: bool
-
-
 @dataclass(slots=True)
 class _Instance:
     """What one component instance did in the source."""
@@ -75,7 +60,8 @@ class _Instance:
     started: int
     name: str
     parent: str
-    finished: list[_End] = field(default_factory=list)
+    finished: list[tuple[int, bool]] = field(default_factory=list)
+    """Each end: its offset, and whether a later attempt gets it again."""
     retried: list[int] = field(default_factory=list)
     kept_through: int = 0
     """The end that is kept although it came after the component from which the fork runs; 0 where there is none."""
@@ -86,10 +72,12 @@ class Plan:
 
     Args:
         component_id: The first instance that runs again; None keeps everything that has finished.
+        memo: The names of the values that the source has for later attempts.
     """
 
-    def __init__(self, component_id: str | None) -> None:
+    def __init__(self, component_id: str | None, memo: Iterable[str] = ()) -> None:
         self._component_id = component_id
+        self._memo = frozenset(memo)
         self._instances: dict[str, _Instance] = {}
         self._before = 0
         self._signals: dict[int, str] = {}
@@ -107,9 +95,7 @@ class Plan:
             return
         elif kind == "component_finished":
             finished = event.component_finished
-            again = finished.outcome in (OUTCOME_OK, OUTCOME_ERROR)
-            shown = finished.output.WhichOneof("value") is not None
-            instance.finished.append(_End(event.offset, again, shown))
+            instance.finished.append((event.offset, finished.outcome in (OUTCOME_OK, OUTCOME_ERROR)))
             if finished.signal_offset:
                 self._signals[finished.signal_offset] = event.component_id
         elif kind == "component_retrying":
@@ -136,13 +122,18 @@ class Plan:
     def _end_of(self, component_id: str, instance: _Instance) -> int:
         """Return the offset of the result that an instance gave later; 0 where it had one before, or has none."""
         retried = [at for one in self._above(component_id) for at in self._instances[one].retried]
-        before = [end for end in instance.finished if end.offset < self._before]
-        if before and before[-1].again:
+        before = [again for at, again in instance.finished if at < self._before]
+        if before and before[-1]:
             return 0
-        for end in instance.finished:
-            if end.offset >= self._before and end.again:
-                return 0 if any(self._before <= one < end.offset for one in retried) else end.offset
+        for at, again in instance.finished:
+            if at >= self._before and again:
+                tried_again = any(self._before <= one < at for one in retried)
+                return 0 if tried_again or self._is_replaced(component_id, at) else at
         return 0
+
+    def _is_replaced(self, component_id: str, offset: int) -> bool:
+        """Tell whether a result can no longer be had: the value of a later end has taken its place in the memo."""
+        return component_id in self._memo and offset != self._instances[component_id].finished[-1][0]
 
     def _above(self, component_id: str) -> Iterator[str]:
         parent = self._instances[component_id].parent
@@ -157,6 +148,8 @@ class Plan:
             return False
         if kind == "rollback":
             event.rollback.after_offset = self._moved(event.rollback.after_offset)
+        elif kind == "component_finished" and self._is_replaced(event.component_id, offset):
+            return False  # It runs again.
         elif kind == "component_finished" and event.component_finished.signal_offset:
             event.component_finished.signal_offset = self._moved(event.component_finished.signal_offset)
         self._kept.append(offset)
@@ -192,12 +185,7 @@ class Plan:
         instance = self._instances.get(name)
         if instance is None:
             return True
-        through = instance.kept_through or self._before - 1
-        ends = [end for end in instance.finished if end.offset <= through]
-        if not ends or not ends[-1].again:
-            return False
-        # There is one value for all ends of an instance: a later one has replaced it.
-        return ends[-1] is instance.finished[-1] or not ends[-1].shown
+        return bool(instance.finished) and instance.finished[-1][0] <= (instance.kept_through or self._before - 1)
 
 
 async def stage(
@@ -219,7 +207,9 @@ async def stage(
         RunNotFound: The source is gone.
         StoreUnavailable: Nothing has come of it: what was copied goes by itself.
     """
-    plan = Plan(component_id)
+    base, ref = store.place(source.namespace, source.run_id)
+    memo = pairs(await store.command("HGETALL", keys.memo(base, ref)))
+    plan = Plan(component_id, [name.decode() for name in memo])
     namespace, last = source.namespace, source.log.last_offset
     seen = 0
     async for event in _events(store, namespace, source.run_id, last):
@@ -236,8 +226,7 @@ async def stage(
             data = event.SerializeToString()
             blobs.update(_BLOB.findall(data))
             await staging.add_event(data)
-    base, ref = store.place(namespace, source.run_id)
-    for name, value in pairs(await store.command("HGETALL", keys.memo(base, ref))).items():
+    for name, value in memo.items():
         if plan.keeps_memo(name.decode()):
             blobs.update(_BLOB.findall(value))
             await staging.add_memo(name, value)

