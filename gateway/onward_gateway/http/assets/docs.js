@@ -82,7 +82,7 @@ function responsesTable(operation) {
   const rows = Object.entries(operation.responses ?? {}).sort().map(([status, response]) => {
     const forms = Object.entries(response.content ?? {}).map(([type, content]) => [
       make("div", { class: "soft" }, type),
-      content.schema && type === "application/json" ? make("pre", {}, sketch(content.schema)) : null,
+      content.schema && type === "application/json" ? make("pre", { tabIndex: 0 }, sketch(content.schema)) : null,
     ]);
     return make(
       "tr", {},
@@ -166,7 +166,7 @@ function content(method, path, operation) {
   if (json) {
     body = make("textarea", { "aria-label": "Body", spellcheck: "false" });
     body.value = json.example === undefined ? "" : JSON.stringify(json.example, null, 2);
-    inside.append(make("h3", {}, "Body"), make("pre", {}, sketch(json.schema)), body);
+    inside.append(make("h3", {}, "Body"), make("pre", { tabIndex: 0 }, sketch(json.schema)), body);
   }
   const forms = Object.keys(operation.responses?.["200"]?.content ?? {});
   if (forms.length > 1) {
