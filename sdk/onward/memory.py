@@ -254,10 +254,11 @@ class MemoryLog:
 
     async def park(self, event: Event, *, wake_s: float | None) -> bool:
         data = _serialized(event)
+        known = self._others_after
         await self.run.online.wait()
         self._send()
         self._raise()
-        if self.run.state != RUN_STATE_RUNNING or self._written_by_others():
+        if self.run.state != RUN_STATE_RUNNING or self._written_by_others() or self._others_after != known:
             return False
         if self.run.full(len(data)):
             raise LogFull("the log is at its limit")

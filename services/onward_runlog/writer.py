@@ -225,6 +225,8 @@ class RedisAttemptLog:
         """The newest that it was told of; if that is above, an append of nothing asks what is there."""
         self._gaps: list[tuple[int, int]] = []
         """Where others wrote, after one offset and up to the other, and `others` has not told yet."""
+        self._heard = 0
+        """How often others turned out to have written."""
         self._idle: asyncio.Future[None] | None = None
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
         self._crowded: list[asyncio.Future[None]] = []
@@ -281,13 +283,15 @@ class RedisAttemptLog:
         """See AttemptLog.park."""
         data = _serialized(event)
         waiting = event.run_waiting
+        heard = self._heard
         while self._in_flight or self._unsent:
             self._raise_refusal()
             self._idle = asyncio.get_running_loop().create_future()
             self._writer.touch(self, urgent=True)
             await self._idle
         self._raise_refusal()
-        if self._gaps or self._told > self._last_offset:
+        if self._gaps or self._told > self._last_offset or self._heard != heard:
+            # Also where `others` has been called meanwhile: what it tells comes too late for a run that is let go.
             return False
         self._in_flight = True
         self._sequence += 1
@@ -429,6 +433,7 @@ class RedisAttemptLog:
         gap = (self._last_offset, others_through)
         self._last_offset = last_offset
         if gap[0] < gap[1]:
+            self._heard += 1
             self._gaps.append(gap)
             if self.on_others is not None:
                 self.on_others()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from onward.log import (
     LogFull,
 )
 from onward.v1.event_pb2 import Event, RunWaiting
+from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run
 from onward_cli.valkey import Valkey, embedded_valkey
 from onward_runlog import keys
@@ -334,6 +335,23 @@ async def test_a_lost_reply_makes_no_second_run(store: Store, far_writer: LogWri
     assert taken is not None
     assert (taken.attempt, taken.run.executor_id) == (1, "e1")
     assert told(await log_of(store, a_run())) == ["QUEUED"]
+
+
+async def test_a_run_is_not_parked_on_what_it_has_just_heard_of(store: Store, writer: LogWriter) -> None:
+    """A signal that comes while the run is being parked is being read by then: it would wake nobody."""
+    log = await begin(writer)
+    await log.append(status("a"))
+    await log.others()
+    reading: list[asyncio.Task[Sequence[Event]]] = []
+    log.on_others = lambda: reading.append(asyncio.create_task(log.others()))
+    await Runs(store).signal("default", SignalRunRequest(run_id="run", name="go"))
+    appending = asyncio.create_task(log.append(status("b")))
+    await asyncio.sleep(0)  # it is under way, and its reply tells of the signal
+    assert not await log.park(Event(run_waiting=RunWaiting(reason="go", signals=["go"])), wake_s=None)
+    await appending
+    [others] = await asyncio.gather(*reading)
+    assert [event.signal_received.name for event in others] == ["go"]
+    assert await log.park(Event(run_waiting=RunWaiting(reason="else", signals=["else"])), wake_s=None)
 
 
 async def test_a_run_whose_parking_lost_its_reply_is_parked_once(
