@@ -1,109 +1,62 @@
-"""The examples' script as a server of its own, as slow as one likes: who asks it are other processes, and it counts."""
+"""The examples' script behind a provider on a socket, as slow as one likes. Others ask it, and it counts."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-import scripted_reader
+from tests.provider import Provider, Reply, serving
 
-WORDS_PER_SECOND = 1_000
+import scripted_reader
 
 
 class Scripted:
-    """A model's provider.
+    """What a model's provider is asked.
 
     Attributes:
         url: Its base URL, for OPENAI_BASE_URL.
-        latency_s: How long it takes for an answer, in seconds.
         asked: How often each question came. Each is paid for, whether its answer is still wanted or not.
-        in_flight: Questions that it is thinking about.
-        most: The most that these ever were.
+        most: The most questions that it ever had to think about at the same time.
     """
 
-    def __init__(self, latency_s: float) -> None:
-        self.url = ""
-        self.latency_s = latency_s
+    def __init__(self, provider: Provider) -> None:
+        self.url = provider.url
         self.asked: Counter[str] = Counter()
-        self.in_flight = self.most = 0
-        self._grown = asyncio.Condition()
+        self.most = 0
+        self._provider = provider
+        self._before = 0
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self.asked.clear()
+        self.most = 0
+        self._before = len(self._provider.requests)
+
+    def takes(self, latency_s: float) -> None:
+        """Take so long for each answer from now on, in seconds."""
+        self._provider.default = Reply(answer=self._answer, delay_s=latency_s)
 
     async def reached(self, asked: int) -> None:
         """Wait until so many questions have come."""
-        async with self._grown:
-            await self._grown.wait_for(lambda: self.asked.total() >= asked)
+        await self._provider.until(lambda provider: len(provider.requests) - self._before >= asked)
 
-    async def answer(self, question: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        """Answer one question."""
+    def _answer(self, question: dict[str, Any]) -> str:
         prompt = question["messages"][-1]["content"]
-        shape = "" if question.get("stream") else question["response_format"]["json_schema"]["name"]
-        async with self._grown:
-            self.asked[prompt] += 1
-            self._grown.notify_all()
-        self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
-        try:
-            await asyncio.sleep(self.latency_s)
-        finally:
-            self.in_flight -= 1
-        if not shape:
-            writer.write(b"HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-            for word in scripted_reader.answer(prompt):
-                writer.write(_line({"delta": {"content": word}, "finish_reason": None}))
-                await asyncio.sleep(1 / WORDS_PER_SECOND)
-            writer.write(_line({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n")
-            await writer.drain()
-            writer.close()
-            return
-        said = scripted_reader.chosen(prompt) if shape == "Choice" else scripted_reader.facts(prompt)
-        message = {"role": "assistant", "content": json.dumps(said)}
-        body = json.dumps(_completion({"message": message, "finish_reason": "stop"})).encode()
-        writer.write(
-            b"HTTP/1.1 200 -\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-        )
-        await writer.drain()
+        self.asked[prompt] += 1
+        self.most = max(self.most, self._provider.open)
+        if question.get("stream"):
+            return "".join(scripted_reader.answer(prompt)).strip()
+        is_choice = question["response_format"]["json_schema"]["name"] == "Choice"
+        return json.dumps(scripted_reader.chosen(prompt) if is_choice else scripted_reader.facts(prompt))
 
 
 @contextlib.asynccontextmanager
 async def scripted(latency_s: float = 0.0) -> AsyncIterator[Scripted]:
     """Serve it on loopback until the block ends."""
-    provider = Scripted(latency_s)
-    open_: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        open_[task] = writer
-        try:
-            while not writer.is_closing():
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-                length = next(int(line[15:]) for line in head if line.startswith("content-length:"))
-                await provider.answer(json.loads(await reader.readexactly(length)), writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # Whoever asked has gone.
-        finally:
-            del open_[task]
-            writer.close()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        provider.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        yield provider
-    finally:
-        server.close()
-        for writer in open_.values():
-            writer.transport.abort()
-        await asyncio.gather(*open_, return_exceptions=True)
-
-
-def _completion(choice: dict[str, Any]) -> dict[str, Any]:
-    choices = [{"index": 0} | choice]
-    return {"id": "script", "object": "chat.completion", "created": 0, "model": "scripted", "choices": choices}
-
-
-def _line(choice: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(_completion(choice))}\n\n".encode()
+    async with serving() as provider:
+        model = Scripted(provider)
+        model.takes(latency_s)
+        yield model

@@ -116,7 +116,7 @@ async def test_it_answers_while_it_is_being_read(place: Place) -> None:
     """With what it knows by then; later with more."""
     before = await place.ask("How often is Rootcam asked?")
     assert before["sources"] == []
-    place.provider.latency_s = 0.3
+    place.provider.takes(0.3)
     run = await place.client.start("ingest", {"url": place.url})
     async for view in place.client.watch(run.run_id):
         if any(page["state"] == "learning" for page in view.states.get("pages", [])):
