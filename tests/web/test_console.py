@@ -173,6 +173,24 @@ async def test_a_run_is_seen_live_through_a_refresh_and_the_death_of_its_executo
     await expect(page.get_by_role("tabpanel")).to_contain_text("attempt lost: tell")
 
 
+async def test_text_that_turns_out_void_is_taken_back_where_it_stands(
+    page: Page, client: Client, tmp_path: Path
+) -> None:
+    """A later attempt says something else: what both say stays, the rest is replaced while it is looked at."""
+    gate = tmp_path / "gate"
+    run = await client.start("unsure", {"gate": str(gate)})
+    await see(page, run)
+    prose = page.get_by_role("tabpanel").locator(".prose").first
+    await expect(prose).to_have_text(re.compile(r"^This is certain\. Process \d+ says so\. $"))
+    process = int(re.search(r"\d+", await prose.inner_text())[0])  # type: ignore[index]
+    os.kill(process, signal.SIGKILL)
+    await expect(page.locator(".run-facts")).to_contain_text(re.compile(r"attempt\s*2"))
+    gate.touch()
+    await expect(page.locator(STATE)).to_contain_text("succeeded")
+    await expect(prose).to_have_text(re.compile(r"^This is certain\. Process \d+ says so\. The end\.$"))
+    await expect(prose).not_to_contain_text(str(process))
+
+
 async def test_the_waterfall_is_read_with_the_keyboard(page: Page, client: Client) -> None:
     """Tab leads into it, arrows through it, and what a failed try had said is told."""
     run = await client.start("retried")
@@ -401,6 +419,8 @@ async def test_a_dead_gateway_is_waited_for(browser: Browser, dev: Dev, client: 
         assert await gateway.ready()
         http = gateway.addresses["http"]
         async with page_of(browser, http) as page:
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url) if "/events" in request.url else None)
             await see(page, run)
             await expect(page.locator(".prose")).to_have_text(BEFORE)
             os.kill(gateway.pid, signal.SIGKILL)
@@ -413,6 +433,8 @@ async def test_a_dead_gateway_is_waited_for(browser: Browser, dev: Dev, client: 
             assert await gateway.ready()
             await expect(page.locator(".prose")).to_have_text(BEFORE + AFTER)
             await expect(page.locator(STATE)).to_contain_text("succeeded")
+            assert "after=" not in asked[0]
+            assert "after=" in asked[-1], "what is known is not read again"
     finally:
         await gateway.stop(5.0)
 

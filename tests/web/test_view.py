@@ -13,7 +13,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.async_api import Page, Route
-from tests.unit.test_fold import components, log, rollbacks, shown, started, text
+from tests.unit.test_fold import components, log, shown, started, text
 from tests.unit.test_patch import APPLIES, FAILS
 from tests.web.browser import browsing, needs_chromium, page_of
 
@@ -307,12 +307,14 @@ lives = st.one_of(
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Event]:
-    """Every kind of event, in any order; rollbacks go back to anywhere."""
+    """Every kind of event, in any order; rollbacks go back to anywhere, often to an event of what they void."""
     events: list[Event] = []
-    for item in draw(st.lists(shown | changes | lives | rollbacks, max_size=40)):
-        if isinstance(item, tuple):
-            ids, share = item
-            item = Event(rollback=Rollback(component_ids=ids, after_offset=int(share * len(events))))
+    for item in draw(st.lists(shown | shown | changes | lives | st.none(), max_size=40)):
+        if item is None:
+            ids = draw(st.lists(components, min_size=1, max_size=3))
+            own = [offset for offset, event in enumerate(events, 1) if event.component_id in ids]
+            after = draw(st.sampled_from([0, *own]) | st.integers(0, len(events) + 2))
+            item = Event(rollback=Rollback(component_ids=ids, after_offset=after))
         events.append(item)
     return log(*events)
 
@@ -330,6 +332,13 @@ async def test_the_console_shows_what_the_sdk_shows(page: Page, events: list[Eve
     assert await folded(page, events) == told(fold(events))
 
 
+async def test_the_console_knows_every_kind_of_event() -> None:
+    """Adding a kind to the contract without saying what the console shows of it is noticed here."""
+    table = (FILES / "view.js").read_text().partition("const ON = {")[2].partition("}")[0]
+    known = {line.partition(":")[0].strip() for line in table.splitlines() if ":" in line}
+    assert known == {kind.name for kind in Event.DESCRIPTOR.oneofs_by_name["kind"].fields}
+
+
 async def test_an_event_that_comes_twice_counts_once_in_the_console(page: Page) -> None:
     """After a reconnect nothing is shown twice."""
     events = log(started("a"), text("a", "x"))
@@ -340,6 +349,13 @@ async def test_the_console_patches_as_the_sdk_does(page: Page) -> None:
     """The SDK's own table of patches, those that apply and those that do not."""
     cases = [(document, patch) for _, document, patch, _ in APPLIES] + [
         (document, patch) for _, document, patch in FAILS
+    ]
+    # A name that JavaScript has another use for is a member like any other.
+    cases += [
+        (json.loads(document), [{"op": op, "path": path, "value": "x"}])
+        for op in ("add", "replace", "remove", "test", "append")
+        for document in ("{}", '{"__proto__": "x"}', '{"a": {"__proto__": {"b": "x"}}}')
+        for path in ("/__proto__", "/__proto__/b", "/a/__proto__", "/a/__proto__/b", "/constructor")
     ]
     expected = []
     for document, patch in json.loads(json.dumps(cases)):

@@ -45,6 +45,16 @@ async def story(gate: str, pages: int = 2) -> str:
     return await tell(gate)
 
 
+@workflow
+async def unsure(gate: str) -> AsyncIterator[str]:
+    """Say something else in each process, after words that are the same in all."""
+    yield "This is certain. "
+    yield f"Process {os.getpid()} says so. "
+    while not Path(gate).exists():  # noqa: ASYNC110 - another process opens it
+        await asyncio.sleep(0.02)
+    yield "The end."
+
+
 tries = itertools.count(1)
 
 

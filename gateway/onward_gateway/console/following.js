@@ -99,7 +99,7 @@ export class Following {
 
   async #follow() {
     const closed = this.#closing.signal;
-    for (let tries = 0; !closed.aborted; ) {
+    for (let tries = 0; !closed.aborted;) {
       if (document.hidden) await this.#shown();
       const before = this.view.offset;
       try {
@@ -112,7 +112,8 @@ export class Following {
       } catch (error) {
         if (closed.aborted) return;
         if (document.hidden) continue; // we closed it
-        if (error.reason === "LOG_REBUILT" || error.reason === "OFFSET_AHEAD") this.#reset(); // another log: read it anew
+        if (error.reason === "LOG_REBUILT" || error.reason === "OFFSET_AHEAD")
+          this.#reset(); // another log: read it anew
         else if (error instanceof Problem && [400, 403, 404, 410].includes(error.status)) {
           this.#fail(error);
           return;

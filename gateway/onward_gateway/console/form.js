@@ -14,12 +14,17 @@ export function initial(schema, root = schema, depth = 0) {
   if ("default" in form) return structuredClone(form.default);
   if (form.enum) return form.enum[0];
   const options = form.anyOf ?? form.oneOf;
-  if (options) return options.some((one) => kindOf(plain(one, root), root) === "null") ? null : initial(options[0], root, depth + 1);
+  if (options)
+    return options.some((one) => kindOf(plain(one, root), root) === "null")
+      ? null
+      : initial(options[0], root, depth + 1);
   switch (kindOf(form, root)) {
     case "object": {
       if (depth > DEPTH_MAX) return {};
       // What is required, and what tells one option from another.
-      const needed = Object.entries(form.properties ?? {}).filter(([name, one]) => form.required?.includes(name) || "const" in plain(one, root));
+      const needed = Object.entries(form.properties ?? {}).filter(
+        ([name, one]) => form.required?.includes(name) || "const" in plain(one, root),
+      );
       return Object.fromEntries(needed.map(([name, one]) => [name, initial(one, root, depth + 1)]));
     }
     case "array": {
@@ -91,10 +96,12 @@ export function SchemaForm({ schema, value, onChange, problems = new Map(), name
     ? html`<${Json} label=${name} id="field" value=${value} onChange=${onChange} rows=${10} problems=${[...problems.values()].flat()} />`
     : html`<${Field} schema=${form} root=${schema} value=${value} onChange=${onChange} at="" problems=${problems} known=${known} bare=${top === "object"} label=${name} />`;
   return html`<div class="form">
-    ${onAsJson &&
-    html`<div class="form-switch">
+    ${
+      onAsJson &&
+      html`<div class="form-switch">
       <button type="button" class="quiet" aria-pressed=${asJson} onClick=${() => onAsJson(!asJson)}>${asJson ? "Fields" : "Edit as JSON"}</button>
-    </div>`}
+    </div>`
+    }
     ${body}
     ${!asJson && html`<${Unplaced} problems=${problems} schema=${schema} />`}
   </div>`;
@@ -111,7 +118,11 @@ function hasField(schema, at) {
   let form = plain(schema, schema);
   for (const token of at.split("/").slice(1)) {
     const options = form.anyOf ?? form.oneOf;
-    if (options) form = plain(options.find((one) => kindOf(plain(one, schema)) !== "null"), schema);
+    if (options)
+      form = plain(
+        options.find((one) => kindOf(plain(one, schema)) !== "null"),
+        schema,
+      );
     if (kindOf(form) === "array") form = plain(form.items, schema);
     else if (Object.hasOwn(form.properties ?? {}, token)) form = plain(form.properties[token], schema);
     else return false;
@@ -188,7 +199,8 @@ function TextInput({ id, form, value, onChange, extra }) {
 // What is typed stays as typed until it is a number, and is handed up as text where it is none: the door says so.
 function NumberInput({ id, form, value, whole, onChange, extra }) {
   const [typed, setTyped] = useState(null);
-  const shown = typed !== null && same(parse(typed), value) ? typed : value === undefined || value === null ? "" : String(value);
+  const shown =
+    typed !== null && same(parse(typed), value) ? typed : value === undefined || value === null ? "" : String(value);
   function parse(text) {
     const number = Number(text);
     return text.trim() === "" ? undefined : Number.isFinite(number) ? number : text;
@@ -253,7 +265,10 @@ function OptionsField({ id, label, form, value, onChange, told, at, root, proble
   const unset = nullable && (value === null || value === undefined);
   if (!nullable && real.length === 1)
     return html`<${Field} schema=${{ ...chosen, description: form.description ?? chosen.description }} root=${root} value=${value} onChange=${onChange} at=${at} problems=${problems} label=${label} required=${required} depth=${depth + 1} />`;
-  const words = [...(nullable ? ["none"] : []), ...real.map((one, index) => one.title ?? wordOf(one) ?? `option ${index + 1}`)];
+  const words = [
+    ...(nullable ? ["none"] : []),
+    ...real.map((one, index) => one.title ?? wordOf(one) ?? `option ${index + 1}`),
+  ];
   const current = unset ? 0 : at_ + (nullable ? 1 : 0);
   function pick(index) {
     if (nullable && index === 0) {
@@ -318,7 +333,10 @@ function fits(form, value, root) {
     case "object": {
       if (typeof value !== "object" || Array.isArray(value)) return false;
       const consts = Object.entries(form.properties ?? {}).filter(([, one]) => "const" in plain(one, root));
-      return consts.every(([name, one]) => same(value[name], plain(one, root).const)) && Object.keys(value).every((name) => name in (form.properties ?? {}));
+      return (
+        consts.every(([name, one]) => same(value[name], plain(one, root).const)) &&
+        Object.keys(value).every((name) => name in (form.properties ?? {}))
+      );
     }
     case "integer":
       return Number.isInteger(value);
@@ -327,5 +345,8 @@ function fits(form, value, root) {
   }
 }
 
-const wordOf = (form) => ("const" in form ? JSON.stringify(form.const) : { string: "text", object: "fields", array: "list" }[form.type] ?? form.type);
+const wordOf = (form) =>
+  "const" in form
+    ? JSON.stringify(form.const)
+    : ({ string: "text", object: "fields", array: "list" }[form.type] ?? form.type);
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);

@@ -47,7 +47,12 @@ export class History {
       case "component_retrying": {
         const span = this.#close(id, time, "retried", event);
         // The next try begins after the delay, mostly without an event of its own.
-        this.#push(id, { start: time + 1000 * (what.delay_s ?? 0), attempt: event.attempt ?? 0, offset: event.offset, awaited: true });
+        this.#push(id, {
+          start: time + 1000 * (what.delay_s ?? 0),
+          attempt: event.attempt ?? 0,
+          offset: event.offset,
+          awaited: true,
+        });
         if (!this.tries.has(id)) this.tries.set(id, []);
         this.tries.get(id).push({
           number: what.try_number ?? 0,
@@ -79,7 +84,8 @@ export class History {
       case "run_state_changed":
         if (TERMINAL.has(what.state)) {
           this.#endAttempt(time, what.state.toLowerCase());
-          for (const spans of this.spans.values()) if (spans.at(-1).end === null) this.#end(spans.at(-1), time, "cancelled");
+          for (const spans of this.spans.values())
+            if (spans.at(-1).end === null) this.#end(spans.at(-1), time, "cancelled");
         }
         if (what.state === "PAUSED") this.#endAttempt(time, "paused");
         else if (what.state === "QUEUED") this.#endAttempt(time, what.reason || "queued again");
@@ -122,7 +128,8 @@ export class History {
     const span = this.spans.get(id)?.at(-1);
     if (span && span.end === null) this.#end(span, time, outcome);
     // Read from its middle, or given without having run.
-    else if (event.kind === "component_finished") this.#push(id, { start: time, end: time, outcome, attempt: event.attempt ?? 0, offset: event.offset });
+    else if (event.kind === "component_finished")
+      this.#push(id, { start: time, end: time, outcome, attempt: event.attempt ?? 0, offset: event.offset });
     return span;
   }
 

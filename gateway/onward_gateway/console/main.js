@@ -29,7 +29,9 @@ function App() {
 function shown(page, name, query) {
   switch (page) {
     case "runs":
-      return name ? html`<${RunPage} key=${name} runId=${name} query=${query} />` : html`<${RunsPage} query=${query} />`;
+      return name
+        ? html`<${RunPage} key=${name} runId=${name} query=${query} />`
+        : html`<${RunsPage} query=${query} />`;
     case "workflows":
       return html`<${WorkflowsPage} name=${name} query=${query} />`;
     case "executors":

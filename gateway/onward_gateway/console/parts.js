@@ -8,7 +8,17 @@ const LIVE = new Set(["RUNNING", "QUEUED", "CANCELLING", "WAITING"]);
 /** A run's or a component's state: a mark of its own shape and the word, never colour alone. */
 export function State({ state, bare = false }) {
   const word = state.toLowerCase();
-  const mark = { succeeded: "✓", ok: "✓", failed: "✕", error: "✕", cancelled: "–", paused: "‖", waiting: "◷", queued: "○", retrying: "↻" }[word];
+  const mark = {
+    succeeded: "✓",
+    ok: "✓",
+    failed: "✕",
+    error: "✕",
+    cancelled: "–",
+    paused: "‖",
+    waiting: "◷",
+    queued: "○",
+    retrying: "↻",
+  }[word];
   return html`<span class="state ${word} ${LIVE.has(state) ? "live" : ""}">
     <span class="mark" aria-hidden="true">${mark ?? ""}</span><span class=${bare ? "unseen" : ""}>${word}</span>
   </span>`;
@@ -45,11 +55,13 @@ export function Failure({ error, open = false }) {
       <strong>${error.type || error.reason || "Error"}</strong>${error.type && error.reason ? html` <code>${error.reason}</code>` : ""}
     </p>
     ${error.message && html`<p class="failure-message">${error.message}</p>`}
-    ${error.traceback &&
-    html`<details open=${open}>
+    ${
+      error.traceback &&
+      html`<details open=${open}>
       <summary>Traceback</summary>
       <pre tabindex="0">${error.traceback}</pre>
-    </details>`}
+    </details>`
+    }
   </div>`;
 }
 

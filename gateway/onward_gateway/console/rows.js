@@ -13,7 +13,23 @@ const SPARE = 8;
  * @param active The index of the active row, -1 for none.
  * @param follow Whether to keep the end in sight while the reader is there.
  */
-export function Rows({ role, label, items, height, header, row, attributes, active, onActive, onOpen, onKey, onEnd, follow, keyOf, id }) {
+export function Rows({
+  role,
+  label,
+  items,
+  height,
+  header,
+  row,
+  attributes,
+  active,
+  onActive,
+  onOpen,
+  onKey,
+  onEnd,
+  follow,
+  keyOf,
+  id,
+}) {
   const box = useRef(null);
   const [view, setView] = useState({ top: 0, height: 800 });
   const atEnd = useRef(true);

@@ -56,7 +56,13 @@ function Shown({ following, runId, query }) {
     run: () => html`<${Facts} following=${following} />`,
     log: () => html`<${Log} following=${following} />`,
   };
-  const labels = { output: "Output", component: selected ? component.name || "Component" : "Component", state: "State", run: "Run", log: "Log" };
+  const labels = {
+    output: "Output",
+    component: selected ? component.name || "Component" : "Component",
+    state: "State",
+    run: "Run",
+    log: "Log",
+  };
   return html`<div class="run-page">
     <${Head} following=${following} runId=${runId} />
     <${Asked} following=${following} />
@@ -207,9 +213,9 @@ function Output({ following, onSelect }) {
   const shown = earlier ? speakers : speakers.slice(-BLOCKS);
   const nothing = !speakers.length && !view.body.parts.size && !view.output;
   return html`${
-      shown.length < speakers.length &&
-      html`<p><button type="button" class="quiet" onClick=${() => setEarlier(true)}>${count(speakers.length - shown.length)} earlier ones</button></p>`
-    }
+    shown.length < speakers.length &&
+    html`<p><button type="button" class="quiet" onClick=${() => setEarlier(true)}>${count(speakers.length - shown.length)} earlier ones</button></p>`
+  }
     ${shown.map(
       (component) =>
         html`<article class="speaker" key=${component.id}>
@@ -304,7 +310,8 @@ function Statuses({ component }) {
 function PublishedValues({ view }) {
   const states = [...view.states];
   const events = [...view.events];
-  if (!states.length && !events.length) return html`<p class="hint">The workflow has published nothing${view.done ? "" : " yet"}.</p>`;
+  if (!states.length && !events.length)
+    return html`<p class="hint">The workflow has published nothing${view.done ? "" : " yet"}.</p>`;
   return html`${states.map(([name, value]) => html`<${Value} key="s-${name}" value=${value} label=${name} />`)}
   ${events.map(([name, values]) => html`<${Value} key="e-${name}" value=${values.slice(-200)} label="${name} (${count(values.length)} events)" />`)}`;
 }
@@ -327,7 +334,10 @@ function Facts({ following }) {
     ["priority", run.priority || null],
     ["fairness key", run.fairness_key],
     ["parent", run.parent_run_id && html`<a href=${runPath(run.parent_run_id)}>${run.parent_run_id}</a>`],
-    ["forked from", run.forked_from_run_id && html`<a href=${runPath(run.forked_from_run_id)}>${run.forked_from_run_id}</a>`],
+    [
+      "forked from",
+      run.forked_from_run_id && html`<a href=${runPath(run.forked_from_run_id)}>${run.forked_from_run_id}</a>`,
+    ],
     ["labels", Object.keys(run.labels ?? {}).length > 0 && html`<${Labels} labels=${run.labels} />`],
     ["log", `${count(view.offset)} events`],
   ].filter(([, value]) => value);
@@ -342,22 +352,38 @@ function Facts({ following }) {
         <tbody>${history.attempts.map((attempt) => html`<tr key=${attempt.number}><td>${attempt.number}</td><td>${attempt.cause.toLowerCase().replaceAll("_", " ")}</td><td><code>${attempt.executorId}</code></td><td>${moment(attempt.start)}</td><td>${duration((attempt.end ?? nowOf(history)) - attempt.start)}</td><td>${attempt.ended || "goes on"}</td></tr>`)}</tbody>
       </table></div>
     </div>
-    ${history.rollbacks.length > 0 && html`<div class="framed">
+    ${
+      history.rollbacks.length > 0 &&
+      html`<div class="framed">
       <div class="framed-head"><h2>Rollbacks</h2></div>
-      <ul class="statuses">${history.rollbacks.slice(-100).map((one) => html`<li key=${one.offset}><time>${moment(one.time)}</time> ${one.cause.toLowerCase().replaceAll("_", " ")}: ${one.ids.slice(0, 8).map((id) => view.instance(id)?.name || (id ? id : "the workflow")).join(", ")}${one.ids.length > 8 ? ` and ${one.ids.length - 8} more` : ""} ${one.after > 0 && html`<span class="hint">back to event ${one.after}</span>`}</li>`)}</ul>
-    </div>`}
-    ${usage && html`<div class="framed"><div class="framed-head"><h2>Usage</h2></div><dl class="facts">
+      <ul class="statuses">${history.rollbacks.slice(-100).map(
+        (one) =>
+          html`<li key=${one.offset}><time>${moment(one.time)}</time> ${one.cause.toLowerCase().replaceAll("_", " ")}: ${one.ids
+            .slice(0, 8)
+            .map((id) => view.instance(id)?.name || (id ? id : "the workflow"))
+            .join(
+              ", ",
+            )}${one.ids.length > 8 ? ` and ${one.ids.length - 8} more` : ""} ${one.after > 0 && html`<span class="hint">back to event ${one.after}</span>`}</li>`,
+      )}</ul>
+    </div>`
+    }
+    ${
+      usage &&
+      html`<div class="framed"><div class="framed-head"><h2>Usage</h2></div><dl class="facts">
       <div><dt>calls</dt><dd>${count(usage.calls)}</dd></div>
       <div><dt>input tokens</dt><dd>${count(usage.input_tokens)}${usage.cached_input_tokens ? ` (${count(usage.cached_input_tokens)} cached)` : ""}</dd></div>
       <div><dt>output tokens</dt><dd>${count(usage.output_tokens)}</dd></div>
-      <div><dt>cost</dt><dd>${money(usage.cost_usd_micros) || "unknown"}</dd></div></dl></div>`}
+      <div><dt>cost</dt><dd>${money(usage.cost_usd_micros) || "unknown"}</dd></div></dl></div>`
+    }
     <div class="framed"><div class="framed-head"><h2>Facts</h2></div>
       <dl class="facts">${facts.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></div>
     ${view.childRuns.length > 0 && html`<div class="framed"><div class="framed-head"><h2>Child runs</h2></div><ul>${view.childRuns.map((child) => html`<li><a href=${runPath(child.runId)}>${child.workflow} ${child.runId}</a>${child.detached ? " detached" : ""}</li>`)}</ul></div>`}`;
 }
 
 export function Labels({ labels }) {
-  return Object.entries(labels ?? {}).map(([name, value]) => html`<span class="label" key=${name}>${name}<i>:</i>${value}</span> `);
+  return Object.entries(labels ?? {}).map(
+    ([name, value]) => html`<span class="label" key=${name}>${name}<i>:</i>${value}</span> `,
+  );
 }
 
 function Log({ following }) {
@@ -389,7 +415,10 @@ function Log({ following }) {
 function line(event) {
   const what = event[event.kind] ?? {};
   return (
-    what.text ?? what.message ?? what.reason ?? what.error?.message ??
+    what.text ??
+    what.message ??
+    what.reason ??
+    what.error?.message ??
     [what.state, what.outcome, what.cause, what.name, what.executor_id, what.prompt].filter(Boolean).join(" ")
   ).slice(0, 200);
 }
@@ -421,7 +450,8 @@ function Question({ following, request }) {
       key.current = onceKey();
     }
   }
-  if (state.sent) return html`<p class="notice" role="status">Answered. The run goes on as soon as an executor takes it.</p>`;
+  if (state.sent)
+    return html`<p class="notice" role="status">Answered. The run goes on as soon as an executor takes it.</p>`;
   const yesNo = schema?.type === "boolean";
   return html`<form class="question" onSubmit=${answer} aria-label="Answer ${request.name}">
     <p class="question-prompt">${request.prompt || html`It waits for the signal <code>${request.name}</code>.`}</p>

@@ -16,7 +16,11 @@ const LIVE_MAX = 1000;
 const EVERY_MS = 2000;
 
 export function RunsPage({ query }) {
-  const filter = { workflow: query.get("workflow") ?? "", states: query.getAll("state"), labels: query.getAll("label") };
+  const filter = {
+    workflow: query.get("workflow") ?? "",
+    states: query.getAll("state"),
+    labels: query.getAll("label"),
+  };
   const about = JSON.stringify(filter);
   const [wanted, setWanted] = useState(PAGE);
   const [below, setBelow] = useState([]);

@@ -88,7 +88,9 @@ function cells({ row, component, following, folded, fold, scale, end, lines, run
   return html`<span role="gridcell" class="tree-cell" style=${{ paddingLeft: `${8 + 14 * Math.min(row.level, 12)}px` }}>
       ${
         row.inner
-          ? html`<button type="button" class="fold" tabindex="-1" aria-label=${folded.has(row.id) ? "Unfold" : "Fold"} onClick=${(event) => {
+          ? html`<button type="button" class="fold" tabindex="-1" aria-label=${folded.has(row.id) ? "Unfold" : "Fold"} onClick=${(
+              event,
+            ) => {
               event.stopPropagation();
               fold(row.id, !folded.has(row.id));
             }}>${folded.has(row.id) ? "▸" : "▾"}</button>`
@@ -109,7 +111,10 @@ function cells({ row, component, following, folded, fold, scale, end, lines, run
         return html`<i class="bar ${span.end === null && waits ? "waiting" : span.outcome.replace(" ", "-")} ${body ? "of-run" : ""}" title=${label} style=${{ left: `${left}%`, width: `${Math.max(right - left, 0.15)}%` }}></i>`;
       })}
       ${voided.slice(-100).map((one) => html`<i class="void" title="try ${one.number} failed: ${one.error.message ?? one.error.reason ?? ""}" style=${{ left: `${scale(one.end)}%` }}></i>`)}
-      <span class="unseen">${spans.map((span) => `${span.outcome} in attempt ${span.attempt}`).slice(-5).join(", ")}</span>
+      <span class="unseen">${spans
+        .map((span) => `${span.outcome} in attempt ${span.attempt}`)
+        .slice(-5)
+        .join(", ")}</span>
     </span>
     <span role="gridcell" class="took-cell">${first === undefined || first === null ? "" : duration((last.end ?? end) - first)}</span>`;
 }
@@ -123,7 +128,14 @@ function attemptsAsSpans(history, view) {
     outcome:
       attempt.end === null
         ? "running"
-        : ({ lost: "lost", "handed over": "handed over", parked: "parked", succeeded: "ok", failed: "error", cancelled: "cancelled" }[attempt.ended] ?? (view.state === "PAUSED" ? "error" : "lost")),
+        : ({
+            lost: "lost",
+            "handed over": "handed over",
+            parked: "parked",
+            succeeded: "ok",
+            failed: "error",
+            cancelled: "cancelled",
+          }[attempt.ended] ?? (view.state === "PAUSED" ? "error" : "lost")),
   }));
 }
 
@@ -138,14 +150,15 @@ function flat(view, folded) {
     const inner = view.children(row.id);
     rows.push({ ...row, inner: inner.length > 0 });
     if (folded.has(row.id)) {
-      for (const skip = [...inner]; skip.length; ) {
+      for (const skip = [...inner]; skip.length;) {
         const one = skip.pop();
         seen.add(one.id);
         skip.push(...view.children(one.id));
       }
       continue;
     }
-    for (let at = inner.length - 1; at >= 0; at--) todo.push({ id: inner[at].id, parentId: row.id, level: row.level + 1 });
+    for (let at = inner.length - 1; at >= 0; at--)
+      todo.push({ id: inner[at].id, parentId: row.id, level: row.level + 1 });
   }
   // Who spoke before its start was read, or whose caller is unknown.
   for (const id of view.components.keys()) if (!seen.has(id)) rows.push({ id, parentId: "", level: 1, inner: false });
@@ -159,7 +172,9 @@ export function nowOf(history) {
 
 function ticks(span) {
   const steps = [1, 2, 5].flatMap((digit) => [digit, digit * 10, digit * 100, digit * 1000]).sort((a, b) => a - b); // ms below 10 s
-  const longer = [10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800, 604800].map((s) => s * 1000);
+  const longer = [10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800, 604800].map(
+    (s) => s * 1000,
+  );
   const step = [...steps, ...longer].find((one) => span / one <= 5) ?? span / 4;
   return Array.from({ length: Math.floor(span / step) + 1 }, (_, index) => ({
     at: (100 * index * step) / span,

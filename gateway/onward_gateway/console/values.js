@@ -109,12 +109,14 @@ function Branch({ value, depth }) {
                   <${Node} value=${list ? member : value[member]} depth=${depth + 1} />
                 </li>`,
             )}
-            ${members.length > shown &&
-            html`<li>
+            ${
+              members.length > shown &&
+              html`<li>
               <button type="button" class="quiet" onClick=${() => setShown(shown + 10 * MEMBERS)}>
                 … ${members.length - shown} more
               </button>
-            </li>`}
+            </li>`
+            }
           </ul>`
         : html`<span class="hint"> ${label} </span>`
     }${right}

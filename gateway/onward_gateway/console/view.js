@@ -35,7 +35,9 @@ export function decode(payload) {
 function text({ media_type, base64 }) {
   if (!media_type?.toLowerCase().startsWith("text/")) return null;
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(atob(base64), (char) => char.charCodeAt(0)));
+    return new TextDecoder("utf-8", { fatal: true }).decode(
+      Uint8Array.from(atob(base64), (char) => char.charCodeAt(0)),
+    );
   } catch {
     return null;
   }
@@ -109,7 +111,14 @@ class Component {
 
   /** Whether nothing is known of it. */
   get blank() {
-    return this.state === "running" && !this.tries && this.startedTime === null && this.finishedTime === null && !this.statuses.length && !this.parts.size;
+    return (
+      this.state === "running" &&
+      !this.tries &&
+      this.startedTime === null &&
+      this.finishedTime === null &&
+      !this.statuses.length &&
+      !this.parts.size
+    );
   }
 
   #of(channel) {
@@ -241,7 +250,9 @@ export class View {
   /** Published states by name. */
   get states() {
     const documents = [...this.#names].map(([name, publications]) => [name, publications.document()]);
-    return new Map(documents.filter(([, document]) => document !== null).map(([name, document]) => [name, document.value]));
+    return new Map(
+      documents.filter(([, document]) => document !== null).map(([name, document]) => [name, document.value]),
+    );
   }
 
   /** Questions that nobody has answered yet, oldest first. */

@@ -1,6 +1,11 @@
 // Numbers and times in words.
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const clock = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hour12: false,
+});
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 const number = new Intl.NumberFormat("en-GB");
@@ -12,7 +17,12 @@ export function duration(ms) {
   if (ms < 1000) return `${Math.round(ms)} ms`;
   const s = ms / 1000;
   if (s < 59.95) return `${s.toFixed(1)} s`;
-  const [d, h, m, left] = [Math.floor(s / 86400), Math.floor(s / 3600) % 24, Math.floor(s / 60) % 60, Math.floor(s % 60)];
+  const [d, h, m, left] = [
+    Math.floor(s / 86400),
+    Math.floor(s / 3600) % 24,
+    Math.floor(s / 60) % 60,
+    Math.floor(s % 60),
+  ];
   if (d) return `${d} d ${h} h`;
   if (h) return `${h} h ${String(m).padStart(2, "0")} m`;
   return `${m} m ${String(left).padStart(2, "0")} s`;
@@ -51,7 +61,9 @@ export function brief(value) {
   const inside = Array.isArray(value) ? value : Object.values(value);
   return inside
     .slice(0, 8)
-    .map((one) => (one !== null && typeof one === "object" ? (Array.isArray(one) ? `[${one.length}]` : "{…}") : brief(one)))
+    .map((one) =>
+      one !== null && typeof one === "object" ? (Array.isArray(one) ? `[${one.length}]` : "{…}") : brief(one),
+    )
     .filter(Boolean)
     .join(", ")
     .slice(0, 200);
