@@ -20,6 +20,7 @@ from pydantic_core import from_json, to_json
 
 from onward.failure import component_error, run_error
 from onward.fallback import Fallback
+from onward.flights import CachePolicy, Flight, Kept, take
 from onward.instance import Entered, Instance, Scope, leave
 from onward.journal import SEEN_BYTES_MAX, seen
 from onward.limits import UNLIMITED, Limits, total_timeout, try_timeout, within
@@ -46,6 +47,7 @@ class Policy:
         retry: How often.
         limits: How long it may take.
         fallback: What answers when all tries failed; None where the error goes up.
+        cache: What is kept of it across runs; None keeps nothing.
         private: Whether readers of the log see neither its input nor its result.
         key: Names the instance instead of how often its caller called the component before.
     """
@@ -53,6 +55,7 @@ class Policy:
     retry: RetryPolicy = ONCE
     limits: Limits = UNLIMITED
     fallback: Fallback | None = None
+    cache: CachePolicy | None = None
     private: bool = False
     key: str = ""
 
@@ -65,9 +68,11 @@ class Call:
 
     Attributes:
         instance: Its place in the run; None outside a run.
+        cached: Its result comes from the cache.
+        flight: It makes a result for the cache.
     """
 
-    __slots__ = ("args", "arguments", "instance", "kwargs", "name", "policy", "signature")
+    __slots__ = ("args", "arguments", "cached", "flight", "instance", "kwargs", "name", "policy", "signature")
 
     span_kind = SpanKind.INTERNAL
 
@@ -88,6 +93,8 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.arguments = arguments
+        self.cached = False
+        self.flight: Flight | None = None
 
     def dump_input(self) -> bytes | None:
         """Return what it is called with as JSON, None where that has no such form."""
@@ -216,7 +223,7 @@ async def recorded_items(call: Call, instance: Instance) -> list[tuple[int, Any]
         if record.remembered and value is not None and value.media_type != DELTAS:
             data = await journal.kept(value)
             if value.media_type == ITEMS:
-                return [(record.finished_offset, signature.load_item(to_json(one))) for one in from_json(data)]
+                return [(record.finished_offset, one) for one in load_items(signature, data)]
             whole = signature.load_output(data)
             return [(record.finished_offset, one) for one in ([whole] if isinstance(whole, str) else whole)]
         found: list[tuple[int, Any]] = []
@@ -252,12 +259,16 @@ async def succeed(call: Call, instance: Instance, value: Any) -> None:
         data = call.signature.dump_output(value)
         call.signature.check_output(value, data)
     except OutputInvalid as error:
+        if call.flight is not None:
+            call.flight.release()
         await fail(call, instance, error)
+    if call.flight is not None:
+        call.flight.keep(b"[%b]" % data if call.signature.kind is Kind.STREAM and isinstance(value, str) else data)
     output = None if call.policy.private else seen(data)
     memo = None
     if output is None or output.data != data:
         memo = await instance.journal.stored(data)
-    await instance.journal.finished(instance, output, memo)
+    await instance.journal.finished(instance, output, memo, cached=call.cached)
 
 
 async def fail(call: Call, instance: Instance, error: BaseException, memo: Payload | None = None) -> NoReturn:
@@ -270,18 +281,20 @@ async def fail(call: Call, instance: Instance, error: BaseException, memo: Paylo
 async def tries(call: Call, instance: Instance | None) -> Any:
     """Try as often as the policy says, and return the first result or the fallback's, or raise the last error."""
     policy = call.policy
-    if policy.retry.attempts == 1 and policy.fallback is None and policy.limits is UNLIMITED:
+    if policy.retry.attempts == 1 and policy.limits is UNLIMITED and policy.fallback is None and policy.cache is None:
         return await one_try(call, instance)
-    standing = Standing(instance)
+    standing = Standing(call)
     if not standing.fell_back:
         try:
             async with in_total(call, standing):
-                return await _retried(call, standing)
+                if policy.cache is None:
+                    return await _retried(call, standing)
+                return await _kept_or_made(call, standing)
         except Failure as error:
             if policy.fallback is None or not policy.fallback.covers(error):
                 raise
-            standing.failed(call, error, fallback=True)
-    return await _fall_back(call, standing)
+            standing.failed(error, fallback=True)
+    return await _answered(call, standing, None if call.signature.kind is not Kind.STREAM else answers(call))
 
 
 class Standing:
@@ -297,10 +310,11 @@ class Standing:
         scope: What it has shown.
     """
 
-    __slots__ = ("_instance", "began", "fell_back", "number", "scope", "try_began", "wait_s")
+    __slots__ = ("_call", "began", "fell_back", "number", "scope", "try_began", "wait_s")
 
-    def __init__(self, instance: Instance | None) -> None:
-        self._instance = instance
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        instance = call.instance
         self.number = 1
         self.began = self.try_began = time.monotonic()
         self.wait_s = 0.0
@@ -324,18 +338,20 @@ class Standing:
             await sleep.get()(self.wait_s)
             self.wait_s = 0.0
             self.try_began = time.monotonic()
-        if self._instance is None:
+        if self._call.instance is None:
             return None
-        this, self.scope = self._instance.new_try(self.number)
+        this, self.scope = self._call.instance.new_try(self.number)
+        if self._call.flight is not None:
+            this.flights = (*this.flights, self._call.flight.key)
         return this
 
-    def delay_s(self, call: Call, error: BaseException) -> float | None:
+    def delay_s(self, error: BaseException) -> float | None:
         """Return how long to wait after the try that failed, or None where no further one follows."""
-        return call.policy.retry.delay_s(self.number, error, time.monotonic() - self.began)
+        return self._call.policy.retry.delay_s(self.number, error, time.monotonic() - self.began)
 
-    def failed(self, call: Call, error: BaseException, delay_s: float = 0.0, *, fallback: bool = False) -> None:
+    def failed(self, error: BaseException, delay_s: float = 0.0, *, fallback: bool = False) -> None:
         """Write that the try failed, and that what it had shown is void."""
-        instance = self._instance
+        call, instance = self._call, self._call.instance
         if instance is not None:
             if fallback:
                 reason = call.error_reason(error)
@@ -407,29 +423,80 @@ async def _retried(call: Call, standing: Standing) -> Any:
         try:
             return await one_try(call, this, standing.try_began)
         except Failure as error:
-            delay_s = standing.delay_s(call, error)
+            delay_s = standing.delay_s(error)
             if delay_s is None:
                 raise
-            standing.failed(call, error, delay_s)
+            standing.failed(error, delay_s)
 
 
-async def _fall_back(call: Call, standing: Standing) -> Any:
-    """Return what the fallback gives. The component's limits do not hold for it: a component has limits of its own."""
+async def _kept_or_made(call: Call, standing: Standing) -> Any:
+    """Return what the cache has, or what the tries give: for the cache too."""
+    kept = await look_up(call)
+    if kept is not None:
+        return kept.value if call.signature.kind is not Kind.STREAM else await _answered(call, standing, each_of(kept))
+    try:
+        return await _retried(call, standing)
+    except BaseException:
+        if call.flight is not None:
+            call.flight.release()
+        raise
+
+
+async def look_up(call: Call) -> Kept | None:
+    """Return what the cache has of a call, of a stream its items. None where the call runs, with or without a flight.
+
+    Raises:
+        Exception: What the component's `key` raises.
+    """
+    cache, instance, signature = call.policy.cache, call.instance, call.signature
+    # A run is always run: it is its calls that may be known.
+    if cache is None or instance is None or instance.parent is None:
+        return None
+    identity = cache.identity(call.name, call.canonical(call.dump_input()), call.args, call.kwargs)
+    load = load_items if signature.kind is Kind.STREAM else Signature.load_output
+    found = await take(cache, instance, identity, lambda data: load(signature, data))
+    if isinstance(found, Kept):
+        call.cached = True
+        return found
+    call.flight = found
+    return None
+
+
+def load_items(signature: Signature, data: bytes) -> list[Any]:
+    """Return the items that a JSON array holds.
+
+    Raises:
+        ValueError: They are not of this signature.
+    """
+    return [signature.load_item(to_json(one)) for one in from_json(data)]
+
+
+async def each_of(kept: Kept) -> AsyncIterator[Any]:
+    """Yield the items of a stream that the cache had."""
+    for item in kept.value:
+        yield item
+
+
+async def _answered(call: Call, standing: Standing, items: AsyncIterator[Any] | None) -> Any:
+    """Return what answers for the tries: items of a stream, or the fallback.
+
+    The component's limits do not hold for a fallback: a component has limits of its own.
+    """
     this = await standing.begin()
     if this is None:
-        return await _answer(call, None)
+        return await _answer(call, None, items)
     token = this.enter()
     try:
-        return await _answer(call, this)
+        return await _answer(call, this, items)
     finally:
         await _end_try(this, token)
 
 
-async def _answer(call: Call, instance: Instance | None) -> Any:
+async def _answer(call: Call, instance: Instance | None, items: AsyncIterator[Any] | None) -> Any:
+    if items is not None:
+        return await collect(call, instance, items)
     fallback = call.policy.fallback
     assert fallback is not None
-    if call.signature.kind is Kind.STREAM:
-        return await collect(call, instance, answers(call))
     return fallback.value if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, Never, ParamSpec, Self, TypeVar, cast, overload
 from onward.calls import DEFAULT, Call, Policy, run
 from onward.durations import Duration
 from onward.fallback import Fallback
+from onward.flights import TTL_DEFAULT, CachePolicy
 from onward.instance import CURRENT
 from onward.limits import Limits
 from onward.retry import ATTEMPTS_DEFAULT, BACKOFF_DEFAULT, Errors, RetryPolicy
@@ -103,6 +104,26 @@ class Fluent:
 
     def _with_fallback(self, answer: Any, on: Errors) -> Self:
         return self._with(replace(self.policy, fallback=Fallback(answer, on)))
+
+    def cache(self, ttl: Duration = TTL_DEFAULT, *, version: str = "", key: Callable[..., Any] | None = None) -> Self:
+        """Give its result to other runs, too: of calls with the same input one runs, and the others get what it gave.
+
+        That holds for all runs of the namespace, on all executors: who calls while another makes the result waits for
+        it. A hit is told in the log (`cached`), and remembered by the run as any other result. Errors and the answers
+        of a fallback are not kept, nor are results over 1 MiB. A stream that was kept comes at once, a text in one
+        piece. The component's name and the `version` count, its code does not: give a new version where the same input
+        is to give something else. Outside a run, and for a workflow as a run of its own, it has no effect.
+
+        Args:
+            ttl: How long a result is kept, up to 30 days; 1 hour by default.
+            version: Part of what a call is known by.
+            key: Takes the arguments and gives what a call is known by instead of them: anything that JSON can say.
+                Without it the whole input is; what has no JSON form is not kept.
+
+        Raises:
+            ValueError: The time is not above 0, or too long.
+        """
+        return self._with(replace(self.policy, cache=CachePolicy.of(ttl, version=version, key=key)))
 
     def private(self, hidden: bool = True) -> Self:
         """Hide input and result from everybody who reads the log."""

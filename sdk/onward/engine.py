@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from onward import tracing
+from onward.cache import Cache
 from onward.calls import Call, tries
 from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
 from onward.instance import Instance
@@ -74,6 +75,7 @@ class Attempt:
         deployment: str,
         digest_key: bytes = b"",
         trace_parent: str = "",
+        cache: Cache | None = None,
     ) -> None:
         """Take the fields of an ExecuteRequest.
 
@@ -87,6 +89,7 @@ class Attempt:
             deployment: The build that runs it.
             digest_key: Secret of the store that digests of inputs are keyed with; at most 64 bytes of it are used.
             trace_parent: W3C traceparent of the run's caller; empty when there is none.
+            cache: Results of other runs; None keeps and finds none.
         """
         self.state: RunState.ValueType | None = None
         self._workflow = workflow
@@ -98,6 +101,7 @@ class Attempt:
         self._deployment = deployment
         self._trace_parent = trace_parent
         self._digest_key = digest_key
+        self._cache = cache
         self._journal: Journal | None = None
         self._body: asyncio.Task[Any] | None = None
         self._settled: asyncio.Future[None] | None = None
@@ -119,7 +123,15 @@ class Attempt:
         if self._abandoned:
             return
         tracer = tracing.tracer()
-        journal = self._journal = Journal(self._log, digest_key=self._digest_key, secret=self._secret(), tracer=tracer)
+        journal = self._journal = Journal(
+            self._log,
+            run=self._run,
+            attempt=self._attempt,
+            cache=self._cache,
+            digest_key=self._digest_key,
+            secret=self._secret(),
+            tracer=tracer,
+        )
         journal.on_refusal = self._stop
         root = Instance(journal, None, "", self._workflow.name, streams=self._workflow.signature.kind is Kind.STREAM)
         if tracer is not None:

@@ -32,11 +32,13 @@ class Instance:
         number: The try, from 1.
         record: What earlier attempts left of it; None where this attempt is the first to call it.
         ended: Its try is over: nothing it does any more counts.
+        flights: Keys of results for the cache that it and its callers are making.
     """
 
     __slots__ = (
         "_calls",
         "ended",
+        "flights",
         "flows",
         "id",
         "journal",
@@ -66,9 +68,11 @@ class Instance:
         if parent is None:
             self.silent = False
             self.scopes: tuple[Scope, ...] = ()
+            self.flights: tuple[str, ...] = ()
         else:
             self.silent = parent.streams or parent.silent
             self.scopes = parent.scopes
+            self.flights = parent.flights
 
     @property
     def voice(self) -> bool:

@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.trace import SpanKind, Tracer
 
 from onward import tracing
+from onward.cache import Cache
 from onward.instance import Instance
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
 from onward.replay import Replay
@@ -44,7 +45,7 @@ from onward.v1.event_pb2 import (
     RollbackCause,
     StatusUpdated,
 )
-from onward.v1.run_pb2 import Payload, RunError, Usage
+from onward.v1.run_pb2 import Payload, Run, RunError, Usage
 from onward.waits import PACE, Waits
 
 if TYPE_CHECKING:
@@ -121,9 +122,19 @@ class Journal:
     """The writing side of one attempt. Belongs to one event loop."""
 
     def __init__(
-        self, log: AttemptLog, *, digest_key: bytes = b"", secret: bytes = b"", tracer: Tracer | None = None
+        self,
+        log: AttemptLog,
+        *,
+        run: Run,
+        attempt: int,
+        cache: Cache | None = None,
+        digest_key: bytes = b"",
+        secret: bytes = b"",
+        tracer: Tracer | None = None,
     ) -> None:
         self.log = log
+        self.namespace, self.run_id, self.attempt = run.namespace, run.run_id, attempt
+        self.cache = cache
         self.loop = asyncio.get_running_loop()
         self.tracer = tracer
         self.refusal: Exception | None = None
@@ -314,6 +325,7 @@ class Journal:
         *,
         signal_offset: int = 0,
         beside: Mapping[str, bytes] = NOTHING,
+        cached: bool = False,
     ) -> None:
         """Commit a result. The caller may have it afterwards.
 
@@ -324,6 +336,7 @@ class Journal:
             usage: What its own model calls used.
             signal_offset: The signal that it took, which is its result.
             beside: More for the memo.
+            cached: It came from the cache.
 
         Raises:
             CancelledError: The attempt is over.
@@ -332,7 +345,9 @@ class Journal:
             tracing.end(instance.span)
         finished = self._finished(
             instance,
-            ComponentFinished(outcome=OUTCOME_OK, output=output, usage=usage, signal_offset=signal_offset),
+            ComponentFinished(
+                outcome=OUTCOME_OK, output=output, usage=usage, signal_offset=signal_offset, cached=cached
+            ),
         )
         if instance.record is not None:
             self.close_trail(instance)

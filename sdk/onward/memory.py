@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Protocol
 
+from onward.cache import Owner, StillMade
 from onward.log import (
     EVENT_BYTES_MAX,
     UNSENT_BYTES_MAX,
@@ -340,3 +342,41 @@ def _serialized(event: Event) -> bytes:
     if len(data) > EVENT_BYTES_MAX:
         raise EventTooLarge(len(data))
     return data
+
+
+class MemoryCache:
+    """`onward.cache.Cache` for as long as the process lives.
+
+    Args:
+        clock: The time in seconds, from whenever.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: dict[str, tuple[float, bytes]] = {}
+        self._made: dict[str, tuple[Owner, asyncio.Event]] = {}
+
+    async def take(self, key: str, owner: Owner, *, patience_s: float | None = None) -> bytes | None:
+        try:
+            async with asyncio.timeout(patience_s):
+                while True:
+                    expiry, value = self._kept.get(key, (0.0, b""))
+                    if expiry > self._clock():
+                        return value
+                    made_by, over = self._made.get(key, (owner, asyncio.Event()))
+                    if made_by.call == owner.call and made_by.attempt <= owner.attempt:
+                        self._made[key] = (owner, over)
+                        return None
+                    await over.wait()
+        except TimeoutError:
+            raise StillMade(key) from None
+
+    def keep(self, key: str, owner: Owner, value: bytes, ttl_s: float) -> None:
+        self._kept[key] = (self._clock() + ttl_s, value)
+        self.release(key, owner)
+
+    def release(self, key: str, owner: Owner) -> None:
+        made = self._made.get(key)
+        if made is not None and made[0] == owner:
+            del self._made[key]
+            made[1].set()

@@ -23,15 +23,18 @@ from onward.calls import (
     close_flows,
     close_generator,
     deltas,
+    each_of,
     fail,
     in_each,
     in_total,
+    look_up,
     next_in_time,
     recorded_items,
     run,
     working,
 )
 from onward.failure import component_error
+from onward.flights import VALUE_BYTES_MAX, Kept
 from onward.instance import Instance, leave
 from onward.limits import UNLIMITED, Limits
 from onward.past import DELTAS, ITEMS
@@ -146,6 +149,11 @@ class Flow:
         """An item reached the caller: from here on the caller's code decides what a retry means."""
         self._items = Items(call.signature)
         self._seen = Seen()
+        self._looked_up = False
+        """The cache was asked."""
+        self._made: list[bytes] = []
+        """The items as JSON, where they are made for the cache."""
+        self._made_size = 0
 
     async def step(self) -> Any:
         """Return the next item, once it is in the log.
@@ -199,7 +207,7 @@ class Flow:
             if instance.parent.flows is None:
                 instance.parent.flows = set()
             instance.parent.flows.add(self)
-        self._standing = Standing(instance)
+        self._standing = Standing(self.call)
 
     async def _give_again(self) -> Any:
         """Return an item that an earlier attempt had given, in its turn."""
@@ -270,7 +278,14 @@ class Flow:
         """Begin the next try, or the fallback."""
         standing = self._standing
         assert standing is not None
+        kept = None
         async with in_total(self.call, standing):
+            if self.call.policy.cache is not None and not self._looked_up and not standing.fell_back:
+                self._looked_up = True
+                kept = await self._look_up()
+                if self._reached:
+                    # What an earlier attempt gave of it is no part of what another run is to get.
+                    self._land(kept=False)
             self._this = await standing.begin()
         if not self._reached:
             self._items = Items(self.call.signature)
@@ -278,10 +293,30 @@ class Flow:
         if standing.fell_back:
             self._generator = answers(self.call)
             return
+        if kept is not None:
+            self._generator = each_of(kept)
+            return
         self._left_s = self.call.policy.limits.each_s or 0.0
         if not self._reached:
             self._left_s -= time.monotonic() - standing.try_began
         self._generator = self.call.signature.fn(*self.call.args, **self.call.kwargs)
+
+    async def _look_up(self) -> Kept | None:
+        if self.call.instance is None:
+            return None
+        with working(self.call.instance):
+            return await look_up(self.call)
+
+    def _land(self, *, kept: bool) -> None:
+        """End the flight, if it has one."""
+        flight = self.call.flight
+        if flight is None or not kept:
+            if flight is not None:
+                flight.release()
+        elif self._items.is_text is False:
+            flight.keep(b"[%b]" % b",".join(self._made))
+        else:
+            flight.keep(b'["%b"]' % b"".join(data[1:-1] for data in self._made))
 
     async def _next(self) -> Any:
         this, limits, standing = self._this, self.call.policy.limits, self._standing
@@ -328,6 +363,13 @@ class Flow:
         data = to_json(well_formed(item)) if is_text else self.call.signature.dump_item(item)
         assert self.call.instance is not None
         self._seen.add(data, is_text=is_text, keep=not self.call.instance.voice)
+        flight = self.call.flight
+        if flight is not None and not flight.landed:
+            self._made.append(data)
+            self._made_size += len(data)
+            if self._made_size > VALUE_BYTES_MAX:
+                flight.release()
+                self._made.clear()
 
     async def _memo(self) -> Payload:
         """Return what gives a later attempt the items again."""
@@ -346,18 +388,23 @@ class Flow:
         delay_s = None
         falls_back = False
         if not self._reached and not standing.fell_back:
-            delay_s = standing.delay_s(self.call, error)
+            delay_s = standing.delay_s(error)
             falls_back = delay_s is None and fallback is not None and fallback.covers(error)
         await self._stop_try()
         instance = self.call.instance
         if delay_s is None and not falls_back:
             self._end()
+            self._land(kept=False)
             if instance is None:
                 raise error
             await fail(self.call, instance, error, await self._memo() if self._reached else None)
-        standing.failed(self.call, error, delay_s or 0.0, fallback=falls_back)
+        standing.failed(error, delay_s or 0.0, fallback=falls_back)
+        if falls_back:
+            self._land(kept=False)
         self._generator = None
         self._seen = Seen()
+        self._made.clear()
+        self._made_size = 0
 
     async def _succeeded(self) -> None:
         await self._stop_try()
@@ -366,7 +413,8 @@ class Flow:
         if instance is not None:
             private = self.call.policy.private
             output = None if private else self._seen.payload(is_text=self._items.is_text is not False)
-            await instance.journal.finished(instance, output, await self._memo())
+            self._land(kept=True)
+            await instance.journal.finished(instance, output, await self._memo(), cached=self.call.cached)
 
     async def _stop_try(self) -> None:
         """Let the generator clean up; it may have been left between two items."""
@@ -400,6 +448,7 @@ class Flow:
         if self.ended:
             return
         self.ended = True
+        self._land(kept=False)
         try:
             await self._stop_try()
         finally:

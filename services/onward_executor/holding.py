@@ -16,6 +16,7 @@ from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
 from onward.v1.run_pb2 import RunState
 from onward.workflows import Workflow
+from onward_runlog.cache import RedisCache
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.leases import Heartbeat, Renewal
 from onward_runlog.record import TERMINAL
@@ -71,6 +72,7 @@ class Holding:
         self._workflows = workflows
         self._executor = executor
         self._runs = Runs(store)
+        self._cache = RedisCache(store)
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._empty = asyncio.Event()
@@ -136,6 +138,7 @@ class Holding:
             deployment=self._executor.deployment,
             digest_key=self._store.digest_key,
             trace_parent=request.trace_parent,
+            cache=self._cache,
         )
         held = _Held(attempt, log, request.attempt, run.namespace, run.run_id, request.alone)
         self._held[ref] = held

@@ -753,6 +753,39 @@ local function unregister(keys, argv)
   return redis.call('HDEL', keys[1] .. ':executors', argv[1])
 end
 
+-- What components keep across runs: a value, or who makes it. KEYS[1] is the partition of the name, "<namespace>/<digest>".
+-- An owner is a call and its attempt, "<attempt> <call>": a later attempt of the same call takes over from an earlier one.
+local function cache_names(base, name) return base .. ':cache:' .. name, base .. ':making:' .. name end
+
+-- cache_take: name, call, attempt, ttl → {"kept", value} | {"make"}: for ttl, and again with each repeat | {"wait"}
+local function cache_take(keys, argv)
+  local value_key, making_key = cache_names(keys[1], argv[1])
+  local value = redis.call('GET', value_key)
+  if value then return { 'kept', value } end
+  local maker = redis.call('GET', making_key)
+  if maker then
+    local attempt, call = string.match(maker, '^(%d+) (.*)$')
+    if call ~= argv[2] or tonumber(attempt) > tonumber(argv[3]) then return { 'wait' } end
+  end
+  redis.call('SET', making_key, argv[3] .. ' ' .. argv[2], 'PX', argv[4])
+  return { 'make' }
+end
+
+-- cache_keep: name, call, attempt, value, ttl → {"ok"}
+local function cache_keep(keys, argv)
+  local value_key, making_key = cache_names(keys[1], argv[1])
+  redis.call('SET', value_key, argv[4], 'PX', argv[5])
+  if redis.call('GET', making_key) == argv[3] .. ' ' .. argv[2] then redis.call('DEL', making_key) end
+  return { 'ok' }
+end
+
+-- cache_release: name, call, attempt → {"ok"}
+local function cache_release(keys, argv)
+  local _, making_key = cache_names(keys[1], argv[1])
+  if redis.call('GET', making_key) == argv[3] .. ' ' .. argv[2] then redis.call('DEL', making_key) end
+  return { 'ok' }
+end
+
 -- A store that is out of memory takes no new run and no event, but leases live on and what is past its retention goes.
 local SMALL = { 'allow-oom' }
 
@@ -778,3 +811,6 @@ declare('register', register, SMALL)
 declare('promote', promote, SMALL)
 declare('executors', executors, SMALL)
 declare('unregister', unregister, SMALL)
+declare('cache_take', cache_take)
+declare('cache_keep', cache_keep)
+declare('cache_release', cache_release, SMALL)

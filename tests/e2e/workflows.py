@@ -64,6 +64,24 @@ async def wait(seconds: float = 60.0) -> str:
         status("cleaned up")
 
 
+@component.cache("1m")
+async def once(directory: str) -> int:
+    """Take its time, once for everybody."""
+    made = Path(directory) / "made"
+    with made.open("a") as file:
+        file.write("x")
+    while not (Path(directory) / "go").exists():  # noqa: ASYNC110 - the test is another process
+        await asyncio.sleep(0.01)
+    return os.getpid()
+
+
+@workflow
+async def share(directory: str = "") -> int:
+    """Say which process made what all runs share."""
+    status("asks")
+    return await once(directory)
+
+
 @workflow
 async def many(count: int = 10) -> list[int]:
     """Call a component on many items at a time."""

@@ -123,6 +123,8 @@ async def calls() -> None:
 
     assert_type(await text.timeout("1h", first="1m", between="10s", total="2h")("a"), str)
 
+    assert_type(await bare.cache().cache("1h", version="2", key=lambda topic, words=3: topic)("tea"), list[str])
+
     # What a fallback gives is a result, too.
     assert_type(await bare.fallback([])("tea", words=1), list[str])
     assert_type(await bare.fallback(None)("tea"), list[str] | None)
@@ -176,7 +178,7 @@ async def mistakes() -> None:
     bare()  # type: ignore[call-arg, unused-coroutine]
     bare("a", word=1)  # type: ignore[call-arg, unused-coroutine]
     fluent.retry(attempts="4")  # type: ignore[arg-type]
-    bare.cache()  # type: ignore[attr-defined]
+    bare.cache(None)  # type: ignore[arg-type]
     await omap(bare, [1])  # type: ignore[arg-type]
     await testing.run(blog, 1)  # type: ignore[arg-type]
     async for _ in bare("a"):  # type: ignore[attr-defined]

@@ -41,6 +41,7 @@ from onward.testing.running import WaitsForEver as WaitsForEver
 from onward.testing.running import crash as crash
 from onward.testing.running import no_backoff as no_backoff
 from onward.testing.running import no_replay as no_replay
+from onward.testing.running import one_cache as one_cache
 from onward.testing.running import run as run
 from onward.testing.running import signals as signals
 
@@ -63,6 +64,7 @@ __all__ = [
     "crash",
     "no_backoff",
     "no_replay",
+    "one_cache",
     "run",
     "settle",
     "shown",

@@ -8,12 +8,13 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count, repeat
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from onward.engine import Attempt
 from onward.errors import RunFailed
 from onward.journal import NON_DETERMINISTIC
-from onward.memory import MemoryLog, MemoryRun
+from onward.memory import MemoryCache, MemoryRun
 from onward.retry import sleep
 from onward.signature import dump_any
 from onward.testing.points import Point, PointNotReached, after_offset
@@ -27,7 +28,7 @@ from onward.v1.event_pb2 import (
     InputRequested,
     RunStateChanged,
 )
-from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Payload, Run, RunError, RunState
+from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run, RunError, RunState
 from onward.views import View, fold
 from onward.waits import PACE, Pace
 from onward.workflows import Workflow
@@ -37,6 +38,8 @@ T = TypeVar("T")
 
 _crashes: ContextVar[tuple[Point | int, ...]] = ContextVar("onward_testing_crashes", default=())
 _signals: ContextVar[Mapping[str, Any]] = ContextVar("onward_testing_signals", default={})  # noqa: B039 - never written
+_shared: ContextVar[tuple[MemoryCache, Iterator[int]] | None] = ContextVar("onward_testing_cache", default=None)
+"""A cache that several runs use, and what they are numbered with."""
 _replays: ContextVar[bool] = ContextVar("onward_testing_replays", default=True)
 
 
@@ -105,6 +108,32 @@ class Result(Generic[T]):
         return [status.message for status in self.view.statuses]
 
 
+@dataclass(frozen=True)
+class _Tested:
+    """A run as its attempts are asked for."""
+
+    workflow: Workflow[..., Any, Any]
+    data: bytes
+    run_id: str
+    cache: MemoryCache
+
+    async def attempt(self, memory: MemoryRun, cause: AttemptCause.ValueType, *, dies: Point | None = None) -> None:
+        log = memory.begin(dies=dies)
+        run = Run(run_id=self.run_id, namespace="test", workflow=self.workflow.name)
+        run.input.data, run.input.size = self.data, len(self.data)
+        run.log.last_offset = memory.last_offset
+        await Attempt(
+            self.workflow,
+            run=run,
+            log=log,
+            attempt=log.attempt,
+            cause=cause,
+            executor_id=f"executor-{log.attempt}",
+            deployment="test",
+            cache=self.cache,
+        ).run()
+
+
 async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
     """Run `workflow` with these arguments to its end, and replay it, but in a `no_replay` block.
 
@@ -118,6 +147,9 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
     if data is None:
         raise TypeError(f"the input of {workflow.name} has no JSON form")
     memory = MemoryRun()
+    cache, numbers = _shared.get() or (MemoryCache(), repeat(0))
+    number = next(numbers)
+    tested = _Tested(workflow, data, f"test-{number}" if number else "test", cache)
     crashes = list(_crashes.get())
     clock = _Clock()
     with no_backoff(), _in_no_time(clock):
@@ -125,7 +157,7 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
         while not memory.ended:
             place = crashes[0] if crashes else None
             place = after_offset(place) if isinstance(place, int) else place
-            await _attempt(workflow, data, memory, memory.begin(dies=place), cause)
+            await tested.attempt(memory, cause, dies=place)
             if memory.state == RUN_STATE_WAITING:
                 _wake(memory, clock)
                 cause = ATTEMPT_CAUSE_WOKEN
@@ -137,7 +169,7 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
                 f"{workflow.name} ended, {state_name(memory.state)}, and did not come by the point {crashes[0]}"
             )
         if _replays.get() and memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
-            await _replay(workflow, data, memory)
+            await _replay(tested, memory)
     return Result(workflow, memory)
 
 
@@ -191,6 +223,16 @@ def _in_no_time(clock: Callable[[], float]) -> Iterator[None]:
 
 
 @contextmanager
+def one_cache() -> Iterator[None]:
+    """Let the runs in the block share what their components keep with `cache`. Else each run begins with nothing."""
+    token = _shared.set((MemoryCache(), count(1)))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+@contextmanager
 def no_replay(off: bool = True) -> Iterator[None]:
     """Do not replay the runs in the block: their code changes something outside that a test counts."""
     token = _replays.set(not off)
@@ -200,11 +242,11 @@ def no_replay(off: bool = True) -> Iterator[None]:
         _replays.reset(token)
 
 
-async def _replay(workflow: Workflow[..., Any, Any], data: bytes, ended: MemoryRun) -> None:
+async def _replay(tested: _Tested, ended: MemoryRun) -> None:
     """Run it once more on its own log, without its end: nothing is to be run or shown again."""
     memory = ended.reopened()
     offset = memory.last_offset + 1
-    await _attempt(workflow, data, memory, memory.begin(), ATTEMPT_CAUSE_EXECUTOR_LOST)
+    await tested.attempt(memory, ATTEMPT_CAUSE_EXECUTOR_LOST)
     before, after = ended.events[-1].run_state_changed, memory.events[-1].run_state_changed
     if after.error.reason == NON_DETERMINISTIC:
         raise NotRepeatable(after.error.message)
@@ -227,10 +269,12 @@ async def _replay(workflow: Workflow[..., Any, Any], data: bytes, ended: MemoryR
                 what = f"showed something that it had not shown before: {event}"
             case _:
                 continue
-        raise NotRepeatable(f"{workflow.name}, replayed after its end, {what}")
+        raise NotRepeatable(f"{tested.workflow.name}, replayed after its end, {what}")
     then, now = (_end(run, one) for run, one in ((ended, before), (memory, after)))
     if then != now:
-        raise NotRepeatable(f"{workflow.name}, replayed after its end, ended another way: {then} then, {now} now")
+        raise NotRepeatable(
+            f"{tested.workflow.name}, replayed after its end, ended another way: {then} then, {now} now"
+        )
 
 
 def state_name(state: RunState.ValueType) -> str:
@@ -276,23 +320,3 @@ def no_backoff() -> Iterator[None]:
 
 async def _sleep_not(_: float) -> None:
     await asyncio.sleep(0)
-
-
-async def _attempt(
-    workflow: Workflow[..., Any, Any],
-    data: bytes,
-    memory: MemoryRun,
-    log: MemoryLog,
-    cause: AttemptCause.ValueType,
-) -> None:
-    run = Run(run_id="test", namespace="test", workflow=workflow.name, input=Payload(data=data, size=len(data)))
-    run.log.last_offset = memory.last_offset
-    await Attempt(
-        workflow,
-        run=run,
-        log=log,
-        attempt=log.attempt,
-        cause=cause,
-        executor_id=f"executor-{log.attempt}",
-        deployment="test",
-    ).run()
