@@ -21,7 +21,8 @@ OnwardError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 
@@ -61,6 +62,10 @@ class ComponentError(OnwardError):
         self.message = message
         self.retryable = retryable
         self.details = details
+
+    def __reduce__(self) -> tuple[Callable[[], ComponentError], tuple[()]]:
+        fields = {name: value for name, value in vars(self).items() if name != "__notes__"}
+        return partial(type(self), **fields), ()
 
 
 class WaitTimeout(ComponentError, TimeoutError):

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from onward.errors import ComponentError, WaitTimeout
-from onward.retry import NotRetryable, type_name
+from onward.retry import NotRetryable, asked, type_name
 from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
 from onward.v1.run_pb2 import Payload, RunError
@@ -35,8 +35,8 @@ def run_error(error: BaseException, reason: str, component_id: str = "") -> RunE
     if isinstance(error, ComponentError):
         kind, message, may_succeed, details = error.type, error.message, error.retryable, {CAUSED_BY: _origin(error)}
     else:
-        kind, message, may_succeed = type_name(type(error)), str(error), _retryable(error)
-        details = getattr(error, "details", None)
+        kind, message, may_succeed = type_name(type(error)), _text(error), _retryable(error)
+        details = asked(error, "details")
     return RunError(
         reason=reason,
         message=cut(masked(message), MESSAGE_CHARS_MAX),
@@ -87,9 +87,16 @@ def _origin(error: ComponentError) -> dict[str, Any]:
     return origin if error.details is None else {**origin, "details": error.details}
 
 
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - whatever a user's __str__ raises
+        return f"(the error has no text: its __str__ raised {type(failure).__name__})"
+
+
 def _retryable(error: BaseException) -> bool:
     """Tell whether the same call may succeed later: what the error says of itself, else whether it is the network's."""
-    said = getattr(error, "retryable", None)
+    said = asked(error, "retryable")
     if isinstance(said, bool):
         return said
     return isinstance(error, (TimeoutError, ConnectionError)) and not isinstance(error, NotRetryable)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from random import uniform
+from typing import Any
 
 from onward.durations import Duration, seconds
 from onward.errors import ComponentError
@@ -131,13 +132,21 @@ def type_name(kind: type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def asked(error: Any, name: str) -> Any:
+    """Return what an error says of itself by an attribute; None where it has none, or has a property that fails."""
+    try:
+        return getattr(error, name, None)
+    except Exception:  # noqa: BLE001 - whatever a user's property raises
+        return None
+
+
 def retry_after_s(error: BaseException) -> float:
     """Return how many seconds `error` itself asks to wait, by attribute or by header of its HTTP response; else 0."""
-    asked = getattr(error, "retry_after_s", None)
-    if asked is None:
-        headers = getattr(getattr(error, "response", None), "headers", None)
-        asked = headers.get("retry-after") if headers is not None and hasattr(headers, "get") else None
+    after = asked(error, "retry_after_s")
+    if after is None:
+        headers = asked(asked(error, "response"), "headers")
+        after = headers.get("retry-after") if headers is not None and hasattr(headers, "get") else None
     try:
-        return seconds(float(asked)) if asked is not None else 0.0
+        return seconds(float(after)) if after is not None else 0.0
     except (TypeError, ValueError):
         return 0.0

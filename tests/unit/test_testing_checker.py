@@ -319,7 +319,7 @@ def a_log_that_counts_what_it_is_told(patch: pytest.MonkeyPatch) -> None:
 
 
 def results_that_nobody_waits_for(patch: pytest.MonkeyPatch) -> None:
-    async def finished(self: Journal, instance: Any, output: Payload | None, memo: Payload | None = None) -> None:
+    async def finished(self: Journal, instance: Any, output: Payload | None, *_: Any, **__: Any) -> None:
         done = ComponentFinished(outcome=OUTCOME_OK, output=output)
         self.loop.call_later(0.01, self.post, Event(component_id=instance.id, component_finished=done))
 
