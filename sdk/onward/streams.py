@@ -151,9 +151,9 @@ class Flow:
         self._seen = Seen()
         self._looked_up = False
         """The cache was asked."""
-        self._made: list[bytes] = []
+        self._for_cache: list[bytes] = []
         """The items as JSON, where they are made for the cache."""
-        self._made_size = 0
+        self._cached_size = 0
 
     async def step(self) -> Any:
         """Return the next item, once it is in the log.
@@ -314,9 +314,9 @@ class Flow:
             if flight is not None:
                 flight.release()
         elif self._items.is_text is False:
-            flight.keep(b"[%b]" % b",".join(self._made))
+            flight.keep(b"[%b]" % b",".join(self._for_cache))
         else:
-            flight.keep(b'["%b"]' % b"".join(data[1:-1] for data in self._made))
+            flight.keep(b'["%b"]' % b"".join(data[1:-1] for data in self._for_cache))
 
     async def _next(self) -> Any:
         this, limits, standing = self._this, self.call.policy.limits, self._standing
@@ -365,11 +365,11 @@ class Flow:
         self._seen.add(data, is_text=is_text, keep=not self.call.instance.voice)
         flight = self.call.flight
         if flight is not None and not flight.landed:
-            self._made.append(data)
-            self._made_size += len(data)
-            if self._made_size > VALUE_BYTES_MAX:
+            self._for_cache.append(data)
+            self._cached_size += len(data)
+            if self._cached_size > VALUE_BYTES_MAX:
                 flight.release()
-                self._made.clear()
+                self._for_cache.clear()
 
     async def _memo(self) -> Payload:
         """Return what gives a later attempt the items again."""
@@ -403,8 +403,8 @@ class Flow:
             self._land(kept=False)
         self._generator = None
         self._seen = Seen()
-        self._made.clear()
-        self._made_size = 0
+        self._for_cache.clear()
+        self._cached_size = 0
 
     async def _succeeded(self) -> None:
         await self._stop_try()

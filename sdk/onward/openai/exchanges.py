@@ -234,7 +234,7 @@ class Exchange(Flow):
     async def _open(self) -> None:
         instance = self._instance
         self._remembered = await begin(self.call, instance, gives_again=True)
-        self._standing = Standing(instance)
+        self._standing = Standing(self.call)
         record = instance.record
         if self._remembered:
             assert record is not None
@@ -319,7 +319,7 @@ class Exchange(Flow):
                     await self._give_up(failed.error)
                     return
                 await self._stop_try()
-                standing.failed(self.call, failed.error, delay_s)
+                standing.failed(failed.error, delay_s)
                 self._batch.clear()
                 self._deltas.clear()
 
