@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def main() -> int:
     """Serve the blog writer, and the page from an origin of its own, as a front end in development has it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     onward = str(Path(sys.executable).with_name("onward"))
     code = os.path.relpath(EXAMPLE)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(PAGE.parent))) as pages:

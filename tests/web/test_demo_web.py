@@ -45,6 +45,7 @@ async def test_a_post_goes_on_through_a_reload_a_closed_page_and_a_dead_executor
         address = re.search(r"http\S+blog_post.html\S+", told)[0]  # type: ignore[index]
         door = address.partition("door=")[2]
         kill = re.search(r"pkill .*", told)[0]  # type: ignore[index]
+        dev = re.search(r"-P (\d+)", kill)[1]  # type: ignore[index]
         async with browsing() as browser, page_of(browser) as page:
             await page.goto(address)
             await page.get_by_role("button", name="Write").click()
@@ -68,5 +69,7 @@ async def test_a_post_goes_on_through_a_reload_a_closed_page_and_a_dead_executor
             assert titles == [one["title"] for one in run["output"]["sections"]]
             assert (await page.locator("#opening").inner_text()).strip() == run["output"]["opening"]
     finally:
-        demo.terminate()
+        if demo.returncode is None:
+            demo.terminate()
         await demo.wait()
+    assert not Path("/proc", dev).exists(), "what the demo started ends with it"
