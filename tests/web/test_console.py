@@ -236,6 +236,19 @@ async def test_a_link_to_an_instance_shows_it(page: Page, client: Client) -> Non
     await expect(page.get_by_role("tabpanel")).to_contain_text("Failed tries")
 
 
+async def test_a_run_goes_again_from_a_component(page: Page, client: Client) -> None:
+    """As a new run, whose page says where it comes from; what came before the component is not done again."""
+    run = await client.start("story", {"gate": "/", "pages": 2})
+    await run.result()
+    await see(page, run)
+    await page.get_by_role("row", name=re.compile("tell")).click()
+    await page.get_by_role("button", name="Run again from here").click()
+    await expect(page).not_to_have_url(re.compile(run.run_id))
+    await expect(page.locator(STATE)).to_contain_text("succeeded")
+    await page.get_by_role("tab", name="Run", exact=True).click()
+    await expect(page.get_by_role("link", name=run.run_id)).to_be_visible()
+
+
 async def test_a_run_is_cancelled_after_a_question(page: Page, client: Client, tmp_path: Path) -> None:
     """One click does not end a run."""
     run = await client.start("story", {"gate": str(tmp_path / "never")})
