@@ -191,6 +191,7 @@ class Exchange(Flow):
         self._first_token_s: float | None = None
         self._deadline = 0.0
         self._head: dict[str, Any] = {}
+        self._head_given: dict[str, Any] = {}
         self._body = b""
         self._events = Chunks()
         self._answer = Answer()
@@ -241,7 +242,7 @@ class Exchange(Flow):
             await self._recall(record)
             return
         if record is not None and record.pieces:
-            self._head = from_json(record.pieces[0].data)
+            self._head = self._head_given = from_json(record.pieces[0].data)
             self._recall_pieces(record, len(record.pieces) - 1)
             self._splice = Splice()
             return
@@ -593,6 +594,7 @@ class Exchange(Flow):
             deltas = self._deltas if self._deltas and this.shows() else []
             memo = {}
             if not self._pieces:
+                self._head_given = self._head
                 self._epoch = time.time_ns().to_bytes(8, "big")
                 memo[f"{this.id}/0"] = Piece(0, self._epoch, to_json(self._head)).dump()
             self._pieces += 1
@@ -690,9 +692,13 @@ class Exchange(Flow):
             spans.answered(self._instance.span, answer, usage, self._provider_name, self._first_token_s)
 
     async def _memo_of(self, body: bytes) -> Payload:
+        head = self._head
         if self._pieces:
-            self._head["pieces"] = self._pieces
-        memo = await self._instance.journal.stored(b"%b\n%b" % (to_json(self._head), body))
+            # What the caller has begun to read counts, not how asking again went.
+            head = {**self._head_given, "pieces": self._pieces}
+            if "error" in self._head:
+                head["error"] = self._head["error"]
+        memo = await self._instance.journal.stored(b"%b\n%b" % (to_json(head), body))
         memo.media_type = PIECES if self._pieces else RESPONSE
         return memo
 
