@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from openai import AsyncOpenAI
+
+from onward.openai import AsyncOpenAI
 
 SLOTS = 4
 """How many answers are written at the same time; who comes later waits for a free slot."""

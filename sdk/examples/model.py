@@ -1,7 +1,7 @@
 """The model that writes in these examples: the OpenAI API, else a toy on this machine, else a script that says so.
 
-All three answer through the `openai` package, so what uses them is written once. `ONWARD_EXAMPLE_MODEL` (`openai`,
-`local`, `scripted`) overrides the order.
+All three answer through `onward.openai`, so what uses them is written once, and a run remembers every answer.
+`ONWARD_EXAMPLE_MODEL` (`openai`, `local`, `scripted`) overrides the order.
 """
 
 import asyncio
@@ -14,13 +14,19 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
 
-from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, PermissionDeniedError
 from openai.types.chat import ChatCompletionMessageParam
 from openai.types.shared_params import ResponseFormatJSONSchema
 from pydantic import BaseModel
 
 import local_model
 import scripted_model
+from onward.openai import (
+    AsyncOpenAI,
+    AuthenticationError,
+    BadRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+)
 
 # A line of log for each request would cut through what the demo streams to the same terminal.
 logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -8,9 +8,9 @@ from itertools import count
 from typing import Any
 
 import httpx2
-from openai import AsyncOpenAI
 
 import scripted_reader
+from onward.openai import AsyncOpenAI
 
 TEXT = (
     "No model wrote this: it is a script, sent word by word so that there is something to watch. "

@@ -45,7 +45,7 @@ async def tool(argument: str) -> str:
 
 async def reads_on(client: AsyncOpenAI) -> list[str]:
     """Calls a component while it reads: what it has read by then has to come again."""
-    said = []
+    said: list[str] = []
     async for chunk in await client.chat.completions.create(model="m", messages=asking("a"), stream=True):
         text = chunk.choices[0].delta.content or ""
         said.append(await tool(text) if len(said) == 3 else text)
