@@ -95,6 +95,7 @@ class Provider:
         requests: What came in.
         default: What a request gets for which there is no script.
         open: Connections of answers under way.
+        connections: How many there were.
     """
 
     def __init__(self) -> None:
@@ -102,6 +103,7 @@ class Provider:
         self.requests: list[Seen] = []
         self.default = Reply()
         self.open = 0
+        self.connections = 0
         self._script: deque[Reply] = deque()
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,6 +122,7 @@ class Provider:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
             while (seen := await _request(reader)) is not None:
                 await self._answer(seen, reader, writer)

@@ -10,6 +10,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from onward.secrets import MaskingFilter
+
 OURS = (
     "onward",
     "onward_cli",
@@ -56,5 +58,7 @@ def log_to_stderr(level: str = "INFO") -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(MaskingFilter())
     for package in OURS:
         logging.getLogger(package).setLevel(level.upper())

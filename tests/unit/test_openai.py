@@ -433,6 +433,18 @@ async def test_a_reader_that_leaves_early_leaves_early_again(provider: Provider,
     await provider.until(lambda provider: not provider.open)
 
 
+@pytest.mark.parametrize("call", [chat_stream, responses_stream])
+async def test_streams_that_come_to_their_end_share_a_connection(
+    provider: Provider, client: AsyncOpenAI, call: Callable[[bare.AsyncOpenAI], Coroutine[Any, Any, Any]]
+) -> None:
+    async def body() -> None:
+        for _ in range(4):
+            await call(client)
+
+    await run(body)
+    assert (len(provider.requests), provider.connections) == (4, 1)
+
+
 # Usage and cost
 
 

@@ -179,6 +179,25 @@ async def test_an_answer_that_differs_the_second_time_is_spliced(provider: Provi
     assert text == "one two three FOUR FIVE"
 
 
+async def test_what_a_longer_reading_before_had_left_is_not_given(provider: Provider, client: AsyncOpenAI) -> None:
+    """The first was void, since its reader had called nothing; the second was shorter, and its reader went on."""
+    provider.script(Reply("one two three four"), Reply("ONE TWO THREE FOUR"), Reply("1.. 2.. 3.... FIVE"))
+
+    async def body() -> list[str]:
+        said = []
+        async for chunk in await client.chat.completions.create(model="m", messages=asking("a"), stream=True):
+            said.append(chunk.choices[0].delta.content or "")
+            if said[-1] == " TWO":
+                await tool("x")
+        return ["".join(said)]
+
+    # QUEUED, AttemptStarted, ComponentStarted, four words; AttemptStarted, Rollback, ComponentStarted, two words, tool.
+    with testing.crash(7, 14):
+        result = await testing.run(under(body))
+    assert result.attempts == 3
+    assert result.output == ["ONE TWO 3.... FIVE"]
+
+
 def is_text(event: Event, text: str) -> bool:
     return event.HasField("output_delta") and event.output_delta.text == text
 

@@ -256,7 +256,7 @@ async def test_an_answer_that_a_filter_cut_is_an_answer(provider: Provider, clie
 
 async def test_a_slow_stream_that_never_stalls_is_not_cut(provider: Provider, client: AsyncOpenAI) -> None:
     """The limit is between tokens, not of the whole; nor does the client's own read timeout count for less."""
-    provider.default = Reply("a b c d e f g h i j", pause_s=0.05)
+    provider.default = Reply("a b c d e f g h i j", pause_s=0.12)
     result = await run(lambda: stream(client))
     assert result.output == "a b c d e f g h i j"
     assert not retrying(result.events)

@@ -46,6 +46,9 @@ RESPONSE = "application/vnd.onward.response"
 TAIL_S = 5.0
 """How long a stream that has come to its end is read on for its usage."""
 
+DRAIN_S = 0.1
+"""How long the end of a response's body may take after that of the answer in it."""
+
 _DROPPED = frozenset(
     (
         "alt-svc",
@@ -533,6 +536,7 @@ class Exchange(Flow):
             if self._batch and not answer.complete and (answer.begun or not until_token):
                 await self._commit()
                 return
+        await self._drain()
         await self._commit()
         told = {"finish": answer.finish_reasons, "text": "".join(answer.texts)}
         await self._succeed(b"\n\n".join(self._chunks), to_json(told))
@@ -562,6 +566,17 @@ class Exchange(Flow):
         if over and not answer.complete and (answer.known or not (answer.begun or self._pieces)):
             raise Unreadable("the stream ended before the answer did")
         return not over
+
+    async def _drain(self) -> None:
+        """Read what follows the answer's end, so that the connection can be used again."""
+        if self._inner is None or not self._wire.interruptible:
+            return
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while await self._wire.next(self._inner) is not None:
+                    pass
+        except Failure:
+            pass  # Then it is closed.
 
     def _take(self, event: bytes) -> None:
         """Take in one chunk."""
