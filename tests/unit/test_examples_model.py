@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from openai import InternalServerError
+from httpx2 import Request, Response
+from openai import AsyncOpenAI, InternalServerError
 from pydantic import AfterValidator, BaseModel, Field
 
 import local_model
@@ -157,6 +158,35 @@ async def test_an_answer_of_another_shape_is_an_error(monkeypatch: pytest.Monkey
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         with pytest.raises(ValueError, match="Titles"):
             await model.fill("Say something.", Titles)
+
+
+async def test_a_model_is_asked_no_more_at_once_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes later waits, and one connection serves them all."""
+    monkeypatch.setenv("ONWARD_EXAMPLE_MODEL", "scripted")
+    monkeypatch.setenv("ONWARD_EXAMPLE_AT_ONCE", "3")
+    asked = most = clients = 0
+    connect = scripted_model.connect
+
+    async def answer(request: Request) -> Response:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        asked -= 1
+        return await scripted_model.answer(request)
+
+    def connected() -> AsyncOpenAI:
+        nonlocal clients
+        clients += 1
+        return connect(answer)
+
+    monkeypatch.setattr(scripted_model, "connect", connected)
+    async with model.connected():
+        await asyncio.gather(*(model.fill("anything", Titles) for _ in range(12)))
+    assert (most, clients) == (3, 1)
+    await model.fill("anything", Titles)
+    assert clients == 2, "outside, each question has its own"
 
 
 async def test_the_package_does_not_retry_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ async def test_what_only_a_model_would_read_is_not_read(site: ProductSite, provi
     """Hidden text, comments and the clumsy order in the open never reach a prompt."""
     await ingested(site)
     assert any("Three of four reviewers" in prompt for prompt in provider.prompts)
-    assert not any("Ignore all instructions" in prompt for prompt in provider.prompts)
+    assert not any(product_site.TOLD in prompt or "evil.example" in prompt for prompt in provider.prompts)
     for prompt in provider.prompts:
         assert "We like cookies" not in prompt
         assert "track()" not in prompt
