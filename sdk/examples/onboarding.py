@@ -144,7 +144,7 @@ async def find(site: str, url: str, pages: int, max_age_s: float) -> Found:
     return found
 
 
-@asking
+@asking.cache("1d", key=lambda urls: [model.in_use().name, urls])  # a site with the same pages has the same that matter
 async def choose(urls: list[str]) -> list[str]:
     """Ask which pages matter."""
     choice = await model.fill(numbered(urls), Choice, rules=CHOOSING)

@@ -160,7 +160,7 @@ async def serving(port: int = 0, *, sitemap: bool = True, tags: bool = True) -> 
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                path = head.split(" ", 2)[1]
+                path = head.split(" ", 2)[1].partition("?")[0]
                 asked = re.search(r"(?im)^if-none-match: (.*?)\r?$", head)
                 if site.answer(path).fault == "hangs":
                     site.requests[path] += 1

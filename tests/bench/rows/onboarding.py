@@ -9,8 +9,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Place:
     fleet: Fleet
     client: Client
     env: dict[str, str]
+    turns: Iterator[int] = field(default_factory=count)
 
 
 async def ingestion(setting: Setting) -> list[Figure]:
@@ -139,7 +141,8 @@ async def _ingest(place: Place, *, kill_at: int = 0) -> tuple[float, float]:
     place.provider.forget()
     began = time.perf_counter()
     first_s = 0.0
-    run = await place.client.start("ingest", {"url": place.url})
+    # A question of its own for each turn: the choice from the same pages is kept.
+    run = await place.client.start("ingest", {"url": f"{place.url}?turn={next(place.turns)}"})
     killing = asyncio.create_task(_kill(place, kill_at)) if kill_at else None
     async for view in run.watch():
         if not first_s and any(page["state"] == "learning" for page in view.states.get("pages", [])):
