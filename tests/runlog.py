@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,14 @@ def part(
     error: bytes = b"",
     usage: str = "",
     memo: dict[str, bytes] | None = None,
+    outbox: Sequence[bytes] = (),
 ) -> list[Argument]:
     """One run's part of a call of append."""
     encoded = [event if isinstance(event, bytes) else event.SerializeToString() for event in events]
     flat: list[Argument] = [argument for pair in (memo or {}).items() for argument in pair]
     ending = "" if end is None else str(end)
-    return [ref, attempt, sequence, ending, output, error, usage, len(encoded), *encoded, len(memo or {}), *flat]
+    counted: list[Argument] = [len(encoded), *encoded, len(memo or {}), *flat, len(outbox), *outbox]
+    return [ref, attempt, sequence, ending, output, error, usage, *counted]
 
 
 async def append_all(

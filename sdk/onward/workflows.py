@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Never, ParamSpec, Self, TypeVar, overload
 
 from onward.calls import DEFAULT, Policy
@@ -31,13 +32,31 @@ Text = TypeVar("Text", bound=AsyncIterable[str])
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every run of a workflow, and is kept from outside.
+
+    Attributes:
+        timeout_s: How long it may take in all, waiting included, in seconds; None is without limit.
+        on_end: Who is told when it has ended: URLs, or names of workflows.
+        on_paused: Who is told when it is PAUSED.
+    """
+
+    timeout_s: float | None = None
+    on_end: tuple[str, ...] = ()
+    on_paused: tuple[str, ...] = ()
+
+
+NO_TERMS = Terms()
+
+
 class Workflow(Component[P, C_co, F_co]):
     """A component that can be started by name. Its input is a JSON object of its parameters by name, even of one.
 
     Called inside another workflow it runs there, as a component.
 
     Attributes:
-        run_timeout_s: How long a run of it may take in all, waiting included, in seconds; None is without limit.
+        terms: What holds for every run of it.
     """
 
     def __init__(
@@ -47,10 +66,10 @@ class Workflow(Component[P, C_co, F_co]):
         *,
         name: str = "",
         signature: Signature | None = None,
-        run_timeout_s: float | None = None,
+        terms: Terms = NO_TERMS,
     ) -> None:
         super().__init__(fn, policy, name=name, signature=signature)
-        self.run_timeout_s = run_timeout_s
+        self.terms = terms
         for parameter in self.signature.parameters.values():
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 raise TypeError(
@@ -64,9 +83,15 @@ class Workflow(Component[P, C_co, F_co]):
             )
 
     def _with(self, policy: Policy, *, name: str = "") -> Self:
-        return type(self)(
-            self.fn, policy, name=name or self.name, signature=self.signature, run_timeout_s=self.run_timeout_s
-        )
+        return type(self)(self.fn, policy, name=name or self.name, signature=self.signature, terms=self.terms)
+
+    def _on(self, terms: Terms) -> Self:
+        return type(self)(self.fn, self.policy, name=self.name, signature=self.signature, terms=terms)
+
+    @property
+    def run_timeout_s(self) -> float | None:
+        """How long a run of it may take in all, waiting included, in seconds; None is without limit."""
+        return self.terms.timeout_s
 
     # A stream's fallback gives the same items. Anything else may give something of its own: the result is either.
     @overload
@@ -101,9 +126,23 @@ class Workflow(Component[P, C_co, F_co]):
 
         Kept from outside, so it also ends a run whose executor is frozen. Whoever starts a run may set another limit.
         """
-        copy = self._with(self.policy)
-        copy.run_timeout_s = None if whole is None else above_0(seconds(whole))
-        return copy
+        return self._on(replace(self.terms, timeout_s=None if whole is None else above_0(seconds(whole))))
+
+    def on_run_end(self, *hooks: str | Workflow[..., Any, Any]) -> Self:
+        """Have each of these told when a run of it has ended, however it did.
+
+        Told at least once each, and tried again for a day; nothing waits for it. A URL gets a webhook that is signed
+        with the Scheduler's secret (the headers are those of Standard Webhooks, and `webhook-id` tells a repeat). A
+        workflow is started with one parameter, `run`: its ids, state, error and labels.
+
+        Args:
+            hooks: http(s) URLs, or workflows, or names of workflows.
+        """
+        return self._on(replace(self.terms, on_end=_hooks(hooks)))
+
+    def on_run_paused(self, *hooks: str | Workflow[..., Any, Any]) -> Self:
+        """The same for each time that a run of it is PAUSED: a person has to look at it."""
+        return self._on(replace(self.terms, on_paused=_hooks(hooks)))
 
     def to_proto(self) -> contract.Workflow:
         """Return what an executor tells about it.
@@ -116,6 +155,8 @@ class Workflow(Component[P, C_co, F_co]):
             description=_first_paragraph(self.__doc__),
             input_schema=_schema(self.signature.input_schema()),
             output_schema=_schema(self.signature.output_schema()),
+            on_run_end=self.terms.on_end,
+            on_run_paused=self.terms.on_paused,
         )
         if self.run_timeout_s is not None:
             workflow.run_timeout.FromNanoseconds(round(self.run_timeout_s * 1e9))
@@ -125,14 +166,14 @@ class Workflow(Component[P, C_co, F_co]):
 class WorkflowDecorator(Fluent, Generic[U_co]):
     """Makes workflows: `@workflow`, or with a policy first, `@workflow.run_timeout("1h")`."""
 
-    __slots__ = ("_run_timeout_s",)
+    __slots__ = ("_terms",)
 
-    def __init__(self, policy: Policy = DEFAULT, *, run_timeout_s: float | None = None) -> None:
+    def __init__(self, policy: Policy = DEFAULT, *, terms: Terms = NO_TERMS) -> None:
         self.policy = policy
-        self._run_timeout_s = run_timeout_s
+        self._terms = terms
 
     def _with(self, policy: Policy) -> Self:
-        return type(self)(policy, run_timeout_s=self._run_timeout_s)
+        return type(self)(policy, terms=self._terms)
 
     @overload
     def fallback(self, answer: Callable[..., Awaitable[U]], *, on: Errors = ...) -> WorkflowDecorator[U]: ...
@@ -146,7 +187,15 @@ class WorkflowDecorator(Fluent, Generic[U_co]):
 
     def run_timeout(self, whole: Duration) -> Self:
         """As `Workflow.run_timeout`."""
-        return type(self)(self.policy, run_timeout_s=above_0(seconds(whole)))
+        return type(self)(self.policy, terms=replace(self._terms, timeout_s=above_0(seconds(whole))))
+
+    def on_run_end(self, *hooks: str | Workflow[..., Any, Any]) -> Self:
+        """As `Workflow.on_run_end`."""
+        return type(self)(self.policy, terms=replace(self._terms, on_end=_hooks(hooks)))
+
+    def on_run_paused(self, *hooks: str | Workflow[..., Any, Any]) -> Self:
+        """As `Workflow.on_run_paused`."""
+        return type(self)(self.policy, terms=replace(self._terms, on_paused=_hooks(hooks)))
 
     # Text comes first: the stream of it gives one text, while a stream of anything else gives a list. And where a call
     # gives a coroutine it says object, since beside an Any mypy would give up on asyncio.gather.
@@ -181,10 +230,18 @@ class WorkflowDecorator(Fluent, Generic[U_co]):
         Raises:
             TypeError: It cannot be one.
         """
-        return Workflow(fn, self.policy, run_timeout_s=self._run_timeout_s)
+        return Workflow(fn, self.policy, terms=self._terms)
 
 
 workflow: WorkflowDecorator[Never] = WorkflowDecorator()
+
+
+def _hooks(hooks: tuple[str | Workflow[..., Any, Any], ...]) -> tuple[str, ...]:
+    names = tuple(hook if isinstance(hook, str) else hook.name for hook in hooks)
+    for name in names:
+        if not name.startswith(("https://", "http://")) and not _NAME.fullmatch(name):
+            raise ValueError(f"who is told is an http(s) URL or a workflow, not {name!r}")
+    return names
 
 
 def _first_paragraph(doc: str | None) -> str:

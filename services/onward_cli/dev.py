@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import AsyncIterator, Sequence
@@ -74,7 +75,11 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
         valkey = await stack.enter_async_context(embedded_valkey(settings.data))
         await stack.enter_async_context(_kept(valkey))
         scheduler = await stack.enter_async_context(
-            scheduler_app.opened(SchedulerSettings(redis_url=valkey.url, listen="127.0.0.1:0", resume_on_newest=True))
+            scheduler_app.opened(
+                dataclasses.replace(
+                    SchedulerSettings.from_env(), redis_url=valkey.url, listen="127.0.0.1:0", resume_on_newest=True
+                )
+            )
         )
         gateway = await stack.enter_async_context(
             gateway_app.opened(

@@ -147,6 +147,19 @@ local function awake(base, ref, key)
   enqueue(base, line(run[1], run[6]), ref, tonumber(run[2]), run[3], false)
 end
 
+-- Puts into the partition's outbox what a Scheduler has to do at least once, in the call that makes it necessary. An id
+-- is "<what happened>:<ref>"; what comes with it, if anything, is kept beside.
+local function post(base, id, what)
+  if what then redis.call('HSET', base .. ':outbox:what', id, what) end
+  redis.call('ZADD', base .. ':outbox', int(now_ms()), id)
+  redis.call('PUBLISH', base .. ':posted', id)
+end
+
+-- One entry for each of the run's hooks, so that none waits for another.
+local function post_hooks(base, ref, kind, count)
+  for hook = 1, tonumber(count or 0) do post(base, kind .. '.' .. hook .. ':' .. ref) end
+end
+
 -- The end of a run: nothing follows.
 local function close(base, ref, key, state, from, score, expire)
   local now = now_ms()
@@ -156,6 +169,9 @@ local function close(base, ref, key, state, from, score, expire)
   if from == WAITING then unpark(base, ref, key) end
   redis.call('ZADD', base .. ':timers', int(now + expire), 'x:' .. ref)
   move(base, ref, score, from, state)
+  local told = redis.call('HMGET', key, 'kin', 'hooks_end')
+  if told[1] == '1' then post(base, 'ended:' .. ref) end
+  post_hooks(base, ref, 'end', told[2] or 0)
 end
 
 local function load(key, ...)
@@ -215,7 +231,8 @@ end
 
 -- submit: ref, digest, run, input, deployment, priority, fairness, start (0: now), deadline (0: none), score, log_id,
 --   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, attempt and token of what was staged for
---   it (0 and '' for none: then the event is its first), n, names of n indexes
+--   it (0 and '' for none: then the event is its first), kin (1 if other runs want to know of its end), hooks, how many
+--   of them its end has, and each pause, n, names of n indexes
 -- → {"new", attempt, or 0 while it waits} | {"replayed", SHOWN values} | {"reused"} | {"full"} | {"unstaged"}
 local function submit(keys, argv)
   local base, ref, digest = keys[1], argv[1], argv[2]
@@ -239,17 +256,20 @@ local function submit(keys, argv)
     last, size = unstage(base, ref, argv[18])
     if not last then return { 'unstaged' } end
   end
-  local n, names = tonumber(argv[19]), {}
+  local n, names = tonumber(argv[23]), {}
   local run_id = string.match(ref, '/(.*)$')
   for i = 1, n do
-    names[i] = argv[19 + i]
+    names[i] = argv[23 + i]
     redis.call('ZADD', index(base, ref, names[i]), score, run_id)
   end
   redis.call('ZADD', index(base, ref, 's=' .. QUEUED), score, run_id)
   redis.call('HSET', key, 'digest', digest, 'run', argv[3], 'input', argv[4], 'deployment', deployment, 'priority',
     argv[6], 'fairness', fairness, 'score', score, 'log_id', argv[11], 'trace', argv[12], 'state', QUEUED,
-    'attempt', argv[17], 'holder', '', 'seq', 0, 'committed', 0, 'began', 0, 'deaths', 0, 'cause', CAUSE_STARTED, 'last', last, 'bytes', size,
+    'attempt', argv[17], 'kin', argv[19], 'holder', '', 'seq', 0, 'committed', 0, 'began', 0, 'deaths', 0, 'cause', CAUSE_STARTED, 'last', last, 'bytes', size,
     'deadline', argv[9], 'indexes', cmsgpack.pack(names))
+  if argv[20] ~= '' then
+    redis.call('HSET', key, 'hooks', argv[20], 'hooks_end', argv[21], 'hooks_pause', argv[22])
+  end
   if deadline > 0 then redis.call('ZADD', base .. ':timers', argv[9], 'd:' .. ref) end
   local attempt = 0
   if start > now_ms() then
@@ -294,7 +314,9 @@ local function adds_up(argv)
     local m = n and n >= 0 and tonumber(argv[at + 8 + n])
     if not m or m < 0 or m % 1 ~= 0 or not ENDINGS[ending] or (ending ~= '' and n == 0) then return false end
     if used ~= '' and not string.match(used, '^%d+ %d+ %d+ %d+ %d+$') then return false end
-    at = at + 9 + n + 2 * m
+    local k = tonumber(argv[at + 9 + n + 2 * m])
+    if not k or k < 0 or k % 1 ~= 0 then return false end
+    at = at + 10 + n + 2 * m + k
   end
   return at == #argv + 1
 end
@@ -313,7 +335,7 @@ end
 
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
 --   attempt), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
---   name and value
+--   name and value, k, k entries for the outbox
 -- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
 local function append(keys, argv)
   local base, events_max, bytes_max, expire = keys[1], tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3])
@@ -325,7 +347,9 @@ local function append(keys, argv)
     local first = at + 8
     local memo = first + n
     local m = tonumber(argv[memo])
-    at = memo + 1 + 2 * m
+    local posted = memo + 1 + 2 * m
+    local k = tonumber(argv[posted])
+    at = posted + 1 + k
     local key = base .. ':' .. ref .. ':run'
     local run = load(key, 'state', 'attempt', 'holder', 'seq', 'committed', 'last', 'bytes', 'score', 'start', 'began')
     local reply
@@ -354,6 +378,8 @@ local function append(keys, argv)
         for pair = memo + 1, memo + 2 * m, 2 do
           redis.call('HSET', base .. ':' .. ref .. ':memo', argv[pair], argv[pair + 1])
         end
+        if k > 0 then redis.call('HSET', key, 'kin', 1) end
+        for i = 1, k do post(base, 'errand.' .. attempt .. '.' .. seq .. '.' .. i .. ':' .. ref, argv[posted + i]) end
         local record = { 'seq', seq, 'committed', int(last), 'last', int(last), 'bytes', int(size) }
         if run[10] == '0' then
           record[#record + 1] = 'began'
@@ -380,6 +406,7 @@ local function append(keys, argv)
             redis.call('HSET', key, 'state', ending, 'holder', '')
             redis.call('ZREM', base .. ':leases', ref)
             move(base, ref, run[8], state, ending)
+            post_hooks(base, ref, 'pause.' .. int(last), redis.call('HGET', key, 'hooks_pause') or 0)
           end
           state = ending
         end
@@ -527,6 +554,7 @@ local function lose(keys, argv)
   elseif deaths >= deaths_max then
     become(PAUSED, argv[8])
     redis.call('HSET', key, 'error', argv[9])
+    post_hooks(base, ref, 'pause.' .. int(tonumber(run[4]) + 1), redis.call('HGET', key, 'hooks_pause') or 0)
   else
     if cancelling then
       redis.call('HSET', key, 'cause', CAUSE_CANCELLED)
@@ -700,6 +728,28 @@ local function sweep(keys, argv)
   return { int(now), expired, passed, queues, next[2] or '0' }
 end
 
+-- take: limit, busy: what is due in the outbox is left to the caller for so many milliseconds
+-- → {id, what came with it or '', how often it was taken, …}
+local function take(keys, argv)
+  local outbox, now, taken = keys[1] .. ':outbox', now_ms(), {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', int(now), 'LIMIT', 0, argv[1])) do
+    redis.call('ZADD', outbox, int(now + tonumber(argv[2])), id)
+    taken[#taken + 1] = id
+    taken[#taken + 1] = redis.call('HGET', outbox .. ':what', id) or ''
+    taken[#taken + 1] = redis.call('HINCRBY', outbox .. ':tries', id, 1)
+  end
+  return taken
+end
+
+-- settle: id, delay: an entry is done with (''), or to be taken again after so many milliseconds
+local function settle(keys, argv)
+  local outbox, id = keys[1] .. ':outbox', argv[1]
+  if argv[2] ~= '' then return redis.call('ZADD', outbox, 'XX', int(now_ms() + tonumber(argv[2])), id) end
+  redis.call('HDEL', outbox .. ':what', id)
+  redis.call('HDEL', outbox .. ':tries', id)
+  return redis.call('ZREM', outbox, id)
+end
+
 -- held: holder → {ref, attempt, … of every run of the partition that this executor holds}
 local function held(keys, argv)
   local base, found = keys[1], {}
@@ -806,6 +856,8 @@ declare('expel', expel)
 declare('signal', signal)
 declare('blob', blob)
 declare('sweep', sweep, SMALL)
+declare('take', take, SMALL)
+declare('settle', settle, SMALL)
 declare('held', held, { 'no-writes' })
 declare('register', register, SMALL)
 declare('promote', promote, SMALL)

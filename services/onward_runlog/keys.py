@@ -94,6 +94,11 @@ def wake_channel(base: str) -> str:
     return f"{base}:wake"
 
 
+def posted_channel(base: str) -> str:
+    """Return the channel that says that something was put into the partition's outbox."""
+    return f"{base}:posted"
+
+
 def queued_channel(base: str) -> str:
     """Return the channel on which a queue's name says that a run waits in it."""
     return f"{base}:queued"

@@ -13,7 +13,7 @@ from typing import Any
 
 from onward.log import ASKED
 from onward.v1.event_pb2 import AttemptCause, Event, RunStateChanged, SignalReceived
-from onward.v1.gateway_service_pb2 import SignalRunRequest
+from onward.v1.gateway_service_pb2 import SignalRunRequest, Workflow
 from onward.v1.run_pb2 import Run, RunError, RunState
 from onward_runlog import keys
 from onward_runlog.errors import (
@@ -43,6 +43,9 @@ CANCEL_GRACE_S = 10.0
 
 SWEEP_MAX = 500
 """What one sweep of a partition takes on of each kind."""
+
+ENTRIES_MAX = 20
+"""What is taken from one outbox at a time."""
 
 # The fields that functions reply with, as the two lists of the same names in functions.lua.
 _SHOWN = tuple(name.encode() for name in LISTED)
@@ -81,6 +84,38 @@ class Lease:
     run_id: str
     attempt: int
     holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something in an outbox, to be done at least once.
+
+    Attributes:
+        base: The partition.
+        id: Names it in its partition.
+        what: What came with it; empty where the run's record tells all.
+        tries: How often it was taken, this time included.
+    """
+
+    base: str
+    id: str
+    what: bytes
+    tries: int
+
+    @property
+    def kind(self) -> str:
+        """What happened: "ended" (a run that others want to know of), "end" or "pause" (a hook), or "errand"."""
+        return self.id.partition(":")[0].partition(".")[0]
+
+    @property
+    def parts(self) -> list[str]:
+        """What follows the kind: of "end.2" the number of the hook, of "pause.7.1" the offset, too."""
+        return self.id.partition(":")[0].split(".")[1:]
+
+    @property
+    def run(self) -> tuple[str, str]:
+        """Namespace and run_id of the run that it happened to."""
+        return _split(self.id.partition(":")[2].encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +202,7 @@ class Runs:
         ttl_s: float = 0.0,
         made_of: bytes = b"",
         staged: Staged | None = None,
+        hooks: Workflow | None = None,
     ) -> tuple[Run, bool, Taken | None]:
         """Record and queue a run. Idempotent by run_id: a repeat of the same workflow and input returns the first one.
 
@@ -177,6 +213,7 @@ class Runs:
             ttl_s: The lease that `holder` then gets, in seconds.
             made_of: What a repeat has to have in common with the first call; by default workflow and input.
             staged: What its log begins with, its first event included.
+            hooks: Whom to tell of its end and its pauses, in the two fields of a Workflow.
 
         Returns:
             The run without its input, whether it was known already, and what to hand to `holder` if it took the run.
@@ -221,6 +258,10 @@ class Runs:
             int(ttl_s * 1000),
             staged.attempt if staged else 0,
             staged.token if staged else "",
+            int(run.parent_run_id != ""),
+            hooks.SerializeToString() if hooks is not None else b"",
+            len(hooks.on_run_end) if hooks is not None else 0,
+            len(hooks.on_run_paused) if hooks is not None else 0,
             len(names),
             *names,
         )
@@ -436,6 +477,20 @@ class Runs:
             self._store.command("HGET", keys.signals(base, ref), signal.request_id),
         )
         return schema or b"" if known is None else b""
+
+    async def hooks(self, namespace: str, run_id: str) -> Workflow:
+        """Return whom to tell of a run's end and pauses."""
+        base, ref = self._store.place(namespace, run_id)
+        return Workflow.FromString(await self._store.command("HGET", keys.run(base, ref), "hooks") or b"")
+
+    async def take(self, base: str, *, busy_s: float) -> list[Entry]:
+        """Take what is due in a partition's outbox. What is not settled within `busy_s` seconds is due again."""
+        reply = iter(await self._store.call("take", base, ENTRIES_MAX, int(busy_s * 1000)))
+        return [Entry(base, name.decode(), what, tries) for name, what, tries in zip(reply, reply, reply, strict=True)]
+
+    async def settle(self, entry: Entry, again_s: float | None = None) -> None:
+        """An entry is done with, or to be taken again in so many seconds."""
+        await self._store.call("settle", entry.base, entry.id, "" if again_s is None else int(again_s * 1000))
 
     async def get(self, namespace: str, run_id: str) -> Run:
         """Return a run.

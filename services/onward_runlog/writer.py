@@ -64,11 +64,12 @@ PAUSE_S = 1.0
 
 @dataclass(slots=True)
 class _Unsent:
-    """What goes into the log in one step: an event, values for the memo, or both."""
+    """What goes into the log in one step: an event, values for the memo, entries for the outbox."""
 
     event: bytes | None
     usage: Usage | None
     memo: tuple[str | bytes, ...]
+    outbox: Sequence[bytes]
     size: int
 
 
@@ -236,23 +237,25 @@ class RedisAttemptLog:
 
     # What the engine calls.
 
-    def post(self, event: Event, memo: Mapping[str, bytes] | None = None) -> None:
+    def post(self, event: Event, memo: Mapping[str, bytes] | None = None, *, outbox: Sequence[bytes] = ()) -> None:
         """See AttemptLog.post."""
         data = _serialized(event)
         if self._refused is None and self._finishing is None:
-            self._take_in(data, usage_of(event), memo)
+            self._take_in(data, usage_of(event), memo, outbox)
             self._writer.touch(self, urgent=False)
 
-    async def append(self, *events: Event, memo: Mapping[str, bytes] | None = None) -> int:
+    async def append(
+        self, *events: Event, memo: Mapping[str, bytes] | None = None, outbox: Sequence[bytes] = ()
+    ) -> int:
         """See AttemptLog.append."""
         self._raise_refusal()
         encoded = [(_serialized(event), usage_of(event)) for event in events]
         for data, usage in encoded[:-1]:
             self._take_in(data, usage)
         if encoded:
-            self._take_in(*encoded[-1], memo)
-        elif memo:
-            self._take_in(None, None, memo)
+            self._take_in(*encoded[-1], memo, outbox)
+        elif memo or outbox:
+            self._take_in(None, None, memo, outbox)
         return await self._commit()
 
     async def room(self) -> None:
@@ -264,7 +267,7 @@ class RedisAttemptLog:
             await room
         self._raise_refusal()
 
-    async def finish(self, event: Event) -> None:
+    async def finish(self, event: Event, *, outbox: Sequence[bytes] = ()) -> None:
         """See AttemptLog.finish."""
         change = event.run_state_changed
         data = _serialized(event)
@@ -273,7 +276,7 @@ class RedisAttemptLog:
         self._raise_refusal()
         output = change.output.SerializeToString() if change.HasField("output") else b""
         error = change.error.SerializeToString() if change.HasField("error") else b""
-        self._take_in(data, None)
+        self._take_in(data, None, None, outbox)
         self._ending = (int(change.state), output, error)
         paused = change.state == RunState.RUN_STATE_PAUSED
         self._finishing = AttemptFenced("the run was paused") if paused else LogClosed("the run has ended")
@@ -370,6 +373,7 @@ class RedisAttemptLog:
             return None
         events: list[bytes] = []
         memo: list[Argument] = []
+        outbox: list[Argument] = []
         used: Usage | None = None
         items, size = 0, 0
         for item in self._unsent:
@@ -378,6 +382,7 @@ class RedisAttemptLog:
             if item.event is not None:
                 events.append(item.event)
             memo += item.memo
+            outbox += item.outbox
             if item.usage is not None:
                 used = used or Usage()
                 add_usage(used, item.usage)
@@ -391,7 +396,7 @@ class RedisAttemptLog:
         self._sequence += 1
         arguments: list[Argument] = [self.ref, self.attempt, self._sequence, *ending]
         arguments += ("" if used is None else usage_text(used), len(events), *events)
-        arguments += (len(memo) // 2, *memo)
+        arguments += (len(memo) // 2, *memo, len(outbox), *outbox)
         return _Batch(self, items, len(events), size, arguments)
 
     def told(self, last_offset: int) -> None:
@@ -442,13 +447,20 @@ class RedisAttemptLog:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    def _take_in(self, event: bytes | None, usage: Usage | None, memo: Mapping[str, bytes] | None = None) -> None:
+    def _take_in(
+        self,
+        event: bytes | None,
+        usage: Usage | None,
+        memo: Mapping[str, bytes] | None = None,
+        outbox: Sequence[bytes] = (),
+    ) -> None:
         size = len(event) if event is not None else 0
         pairs: tuple[str | bytes, ...] = ()
         if memo:
             pairs = tuple(chain.from_iterable(memo.items()))
             size += sum(map(len, pairs))
-        self._unsent.append(_Unsent(event, usage, pairs, size))
+        size += sum(map(len, outbox))
+        self._unsent.append(_Unsent(event, usage, pairs, outbox, size))
         self._unsent_bytes += size
         self._handed_over += 1
 

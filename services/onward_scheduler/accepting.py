@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from onward.v1.error_reason_pb2 import ErrorReason
-from onward.v1.gateway_service_pb2 import ForkRunRequest
+from onward.v1.gateway_service_pb2 import ForkRunRequest, Workflow
 from onward.v1.run_pb2 import Run, RunState
 from onward.v1.scheduler_service_pb2 import BranchRunRequest, SubmitRunRequest
 from onward_runlog.deployments import Deployments, Served
@@ -27,15 +27,21 @@ class Accepting:
         runs: The transitions.
         dispatcher: Records runs and hands them out.
         deployments: Who serves what.
+        always: Whom to tell of every run's end and pauses, in the two fields of a Workflow.
     """
 
-    def __init__(self, runs: Runs, dispatcher: Dispatcher, deployments: Deployments) -> None:
+    def __init__(self, runs: Runs, dispatcher: Dispatcher, deployments: Deployments, always: Workflow) -> None:
+        self._always = always
         self._runs = runs
         self._dispatcher = dispatcher
         self._deployments = deployments
 
-    async def submit(self, request: SubmitRunRequest) -> tuple[Run, bool]:
+    async def submit(self, request: SubmitRunRequest, *, silent: bool = False) -> tuple[Run, bool]:
         """Accept a run; returns it, and whether an earlier call did.
+
+        Args:
+            request: What was asked for.
+            silent: Nobody is told how it ends: it is a notification itself, and would have another one for each.
 
         Raises:
             Refused: No deployment serves the workflow.
@@ -60,7 +66,8 @@ class Accepting:
         if start.HasField("schedule_time"):
             run.schedule_time.CopyFrom(start.schedule_time)
         _bound(run, start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout)
-        return await self._dispatcher.submit(run, trace_parent=request.trace_parent)
+        hooks = None if silent else self._hooks(served)
+        return await self._dispatcher.submit(run, trace_parent=request.trace_parent, hooks=hooks)
 
     async def fork(self, request: BranchRunRequest) -> tuple[Run, bool]:
         """Accept a fork; returns it, and whether an earlier call did.
@@ -95,7 +102,9 @@ class Accepting:
         run.input.CopyFrom(source.input)
         _bound(run, served.workflow.run_timeout)
         staged = await self._staged(source, run.run_id, fork)
-        return await self._dispatcher.submit(run, trace_parent=request.trace_parent, made_of=made_of, staged=staged)
+        return await self._dispatcher.submit(
+            run, trace_parent=request.trace_parent, made_of=made_of, staged=staged, hooks=self._hooks(served)
+        )
 
     async def _staged(self, source: Run, run_id: str, fork: ForkRunRequest) -> Staged | None:
         """Copy what the fork begins with; None from the start."""
@@ -107,6 +116,18 @@ class Accepting:
             except ComponentNotFound:
                 pass  # It was refused before it began: everything that has finished stays.
         return await self._runs.stage(source, run_id, None)
+
+    def _hooks(self, served: Served) -> Workflow | None:
+        """Return whom to tell, each once; None where that is nobody."""
+        named, always = served.workflow, self._always
+        ends, pauses = (
+            dict.fromkeys([*own, *others])
+            for own, others in (
+                (named.on_run_end, always.on_run_end),
+                (named.on_run_paused, always.on_run_paused),
+            )
+        )
+        return Workflow(on_run_end=ends, on_run_paused=pauses) if ends or pauses else None
 
     async def served(self, workflow: str, deployment: str) -> Served:
         """Return who takes a run of a workflow: the deployment that is named, else the one that takes new runs.

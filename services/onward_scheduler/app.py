@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
+import httpx2
 
 from onward.tracing import emit_run_span
+from onward.v1.gateway_service_pb2 import Workflow
 from onward.v1.run_pb2 import Run
 from onward.v1.scheduler_service_pb2 import DESCRIPTOR
 from onward.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 from onward_runlog.deployments import Deployments
 from onward_runlog.runs import Runs
 from onward_runlog.store import open_store
+from onward_scheduler.accepting import Accepting
 from onward_scheduler.dispatching import Dispatcher
+from onward_scheduler.notifying import Notifier, signing_key
+from onward_scheduler.outbox import Outbox
 from onward_scheduler.servicer import SchedulerServicer
 from onward_scheduler.settings import Settings
 from onward_scheduler.sweeping import Sweeper
@@ -46,7 +52,12 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
                 store, runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s
             ).dispatching()
         )
-        servicer = SchedulerServicer(store, runs, dispatcher, deployments, settings)
+        always = Workflow(on_run_end=settings.on_run_end, on_run_paused=settings.on_run_paused)
+        accepting = Accepting(runs, dispatcher, deployments, always)
+        servicer = SchedulerServicer(store, runs, dispatcher, accepting, settings)
+        http = await stack.enter_async_context(httpx2.AsyncClient(follow_redirects=False))
+        notifier = Notifier(runs, partial(accepting.submit, silent=True), http, signing_key(settings.webhook_secret))
+        outbox = Outbox(store, runs, {"end": notifier.tell, "pause": notifier.tell})
 
         def add(server: grpc.aio.Server) -> None:
             add_SchedulerServiceServicer_to_server(servicer, server)
@@ -56,6 +67,8 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         )
         sweeper = Sweeper(store, runs, dispatcher, lease_ttl_s=settings.lease_ttl_s)
         tasks = [
+            asyncio.create_task(outbox.empty_for_ever(), name="outbox"),
+            asyncio.create_task(outbox.listen(), name="outbox hints"),
             asyncio.create_task(sweeper.sweep_for_ever(), name="sweeper"),
             asyncio.create_task(dispatcher.listen(settings.redis_url, store.bases()), name="queue hints"),
         ]

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from onward.v1.executor_service_pb2 import CancelRequest, ExecuteRequest, NotifyRequest
+from onward.v1.gateway_service_pb2 import Workflow
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys, registry
 from onward_runlog.errors import StoreUnavailable
@@ -62,7 +63,13 @@ class Dispatcher:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def submit(
-        self, run: Run, *, trace_parent: str, made_of: bytes = b"", staged: Staged | None = None
+        self,
+        run: Run,
+        *,
+        trace_parent: str,
+        made_of: bytes = b"",
+        staged: Staged | None = None,
+        hooks: Workflow | None = None,
     ) -> tuple[Run, bool]:
         """Record a run and hand it out at once if there is room and nobody waits before it.
 
@@ -71,9 +78,11 @@ class Dispatcher:
         Returns:
             The run, and whether it was known already. Arguments and errors as Runs.submit.
         """
-        return await asyncio.shield(self._tracked(self._submit(run, trace_parent, made_of, staged)))
+        return await asyncio.shield(self._tracked(self._submit(run, trace_parent, made_of, staged, hooks)))
 
-    async def _submit(self, run: Run, trace_parent: str, made_of: bytes, staged: Staged | None) -> tuple[Run, bool]:
+    async def _submit(
+        self, run: Run, trace_parent: str, made_of: bytes, staged: Staged | None, hooks: Workflow | None
+    ) -> tuple[Run, bool]:
         link = self.fleet.reserve(run.deployment)
         try:
             kept, replayed, taken = await self._runs.submit(
@@ -83,6 +92,7 @@ class Dispatcher:
                 ttl_s=self._lease_ttl_s,
                 made_of=made_of,
                 staged=staged,
+                hooks=hooks,
             )
         except BaseException:
             if link is not None:

@@ -33,7 +33,6 @@ from onward.v1.scheduler_service_pb2 import (
 )
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from onward_runlog import registry
-from onward_runlog.deployments import Deployments
 from onward_runlog.record import TERMINAL
 from onward_runlog.runs import Runs
 from onward_runlog.store import Store
@@ -50,12 +49,12 @@ class SchedulerServicer(SchedulerServiceServicer):
     """Answers Gateways, executors and operators."""
 
     def __init__(
-        self, store: Store, runs: Runs, dispatcher: Dispatcher, deployments: Deployments, settings: Settings
+        self, store: Store, runs: Runs, dispatcher: Dispatcher, accepting: Accepting, settings: Settings
     ) -> None:
         self._store = store
         self._runs = runs
         self._dispatcher = dispatcher
-        self._accepting = Accepting(runs, dispatcher, deployments)
+        self._accepting = accepting
         self._settings = settings
         self.draining = False
 

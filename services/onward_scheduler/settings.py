@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,21 @@ class Settings:
     """How long calls under way may take after SIGTERM."""
     resume_on_newest: bool = False
     """A paused run that is resumed without naming a deployment goes on in the one that takes new runs."""
+    on_run_end: tuple[str, ...] = ()
+    """Who is told of every run that ends: http(s) URLs or workflows; beside those that its workflow names. Not told of
+    are runs that a notification has started."""
+    on_run_paused: tuple[str, ...] = ()
+    """The same for every run that is PAUSED."""
+    webhook_secret: str = field(default="", repr=False)
+    """Signs webhooks: "whsec_" and base64, or any text. Empty leaves them unsigned."""
     allow_unfit_store: bool = False
     """Serve also from a store that may lose what it acknowledged."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER_LISTEN, ONWARD_LEASE_TTL_S, ONWARD_RETENTION_S,
-        ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE.
+        ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S, ONWARD_ALLOW_UNFIT_STORE, ONWARD_ON_RUN_END and
+        ONWARD_ON_RUN_PAUSED (comma-separated), and ONWARD_WEBHOOK_SECRET.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
@@ -38,5 +46,12 @@ class Settings:
             retention_s=float(env.get("ONWARD_RETENTION_S", cls.retention_s)),
             cancel_grace_s=float(env.get("ONWARD_CANCEL_GRACE_S", cls.cancel_grace_s)),
             shutdown_grace_s=float(env.get("ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s)),
+            on_run_end=_listed(env.get("ONWARD_ON_RUN_END", "")),
+            on_run_paused=_listed(env.get("ONWARD_ON_RUN_PAUSED", "")),
+            webhook_secret=env.get("ONWARD_WEBHOOK_SECRET", ""),
             allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
         )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())

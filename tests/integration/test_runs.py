@@ -173,7 +173,10 @@ async def test_a_run_does_not_overtake_those_that_wait(store: Store, runs: Runs)
 
 async def test_a_submit_whose_reply_was_lost_is_not_a_replay(store: Store, runs: Runs) -> None:
     """The connection repeats the same call: it gets the first answer, and the run to hand out if it has not begun."""
-    arguments = ("default/run", b"digest", b"", b"", "build", 0, "", 0, 0, 1, "log", "", b"", 9, "e1", 60_000, 0, "", 0)
+    arguments = (
+        *("default/run", b"digest", b"", b"", "build", 0, "", 0, 0, 1, "log", "", b"", 9, "e1", 60_000),
+        *(0, "", 0, "", 0, 0, 0),
+    )
     first = await store.call("submit", BASE, *arguments)
     assert await store.call("submit", BASE, *arguments) == first
     assert first == [b"new", 1]
@@ -766,6 +769,8 @@ async def test_nothing_of_a_run_is_left_after_its_retention(store: Store, runs: 
     await brief.cancel("default", "run", "")
     await brief.lose("default", "run", 1, "lost")
     await brief.cancel("default", "run", "nobody came to clean up")
+    for entry in await runs.take(BASE, busy_s=60):
+        await runs.settle(entry)
     await runs.sweep()
     assert await all_keys(store) == before
     with pytest.raises(RunNotFound):

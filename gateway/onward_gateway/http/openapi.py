@@ -509,6 +509,9 @@ def _run_paths() -> Document:
             changed,
             *("component_id", "deployment", "run_id"),
         ),
+        "/v1/runs/{run_id}/retry": _command(
+            "retry", "Start a run that goes on from where another one failed", changed, "deployment", "run_id"
+        ),
         "/v1/runs/{run_id}/signals/{name}": {
             "post": {
                 **_operation(
@@ -610,8 +613,8 @@ def _events() -> Document:
 def _command(verb: str, summary: str, response: Document, *members: str) -> Document:
     properties = {name: {"type": "string"} for name in members}
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    failures = ("400", "404", "408", "409", "413", "415", *(["501"] if verb == "fork" else []))
-    parameters = [_RUN, _IDEMPOTENCY] if verb == "fork" else [_RUN]
+    parameters = [_RUN, _IDEMPOTENCY] if verb in ("fork", "retry") else [_RUN]
+    failures = ("400", "404", "408", "409", "413", "415")
     operation = _operation(f"{verb}_run", "runs", summary, parameters, {"202": response}, *failures)
     return {"post": {**operation, "requestBody": {"required": False, "content": {media.JSON: {"schema": schema}}}}}
 

@@ -1142,6 +1142,8 @@ class Workflow(_message.Message):
     OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    ON_RUN_END_FIELD_NUMBER: _builtins.int
+    ON_RUN_PAUSED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is what StartRun takes: 1 to 128 of [A-Za-z0-9_.-]."""
     description: _builtins.str
@@ -1162,6 +1164,16 @@ class Workflow(_message.Message):
     def run_timeout(self) -> _duration_pb2.Duration:
         """run_timeout bounds a run that asks for none itself. Unset means no bound."""
 
+    @_builtins.property
+    def on_run_end(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """on_run_end are told of each of its runs that ends: http(s) URLs, to which a signed webhook is sent, or workflows that are
+        started with the run as their input `run`. Each at least once.
+        """
+
+    @_builtins.property
+    def on_run_paused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """on_run_paused are told of each of its runs that is PAUSED, each time."""
+
     def __init__(
         self,
         *,
@@ -1171,10 +1183,12 @@ class Workflow(_message.Message):
         output_schema: _run_pb2.Payload | None = ...,
         deployments: _abc.Iterable[_builtins.str] | None = ...,
         run_timeout: _duration_pb2.Duration | None = ...,
+        on_run_end: _abc.Iterable[_builtins.str] | None = ...,
+        on_run_paused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input_schema", b"input_schema", "output_schema", b"output_schema", "run_timeout", b"run_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "description", b"description", "input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema", "run_timeout", b"run_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "description", b"description", "input_schema", b"input_schema", "name", b"name", "on_run_end", b"on_run_end", "on_run_paused", b"on_run_paused", "output_schema", b"output_schema", "run_timeout", b"run_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
