@@ -43,6 +43,8 @@ class Receiver:
         self.answers = list(answers)
         self.got: list[tuple[str, dict[str, str], bytes]] = []
         self.url = ""
+        self.away = ""
+        """Where a redirect leads."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -50,7 +52,7 @@ class Receiver:
         body = await reader.readexactly(int(headers["content-length"]))
         self.got.append((head[0], headers, body))
         answer = self.answers.pop(0) if self.answers else 204
-        away = "location: http://127.0.0.1:1/\r\n" if answer == 302 else ""
+        away = f"location: {self.away}\r\n" if self.away else ""
         writer.write(f"HTTP/1.1 {answer} so\r\n{away}content-length: 0\r\nconnection: close\r\n\r\n".encode())
         await writer.drain()
         writer.close()
@@ -145,6 +147,7 @@ def test_a_signature_is_that_of_the_specification() -> None:
 async def test_a_receiver_that_fails_is_asked_again_with_the_same_id(store: Store, scheduler: Any) -> None:
     """An error, and a redirect, which is not followed; another hook of the run is told meanwhile, and once."""
     async with receiver(500, 302) as failing, receiver() as sound:
+        failing.away = sound.url
         await serve(store, Workflow(name="blog", on_run_end=[failing.url, sound.url]))
         await start(scheduler)
         await scheduler.StopRun(StopRunRequest(namespace="default", run_id="run"))

@@ -618,6 +618,7 @@ async def test_a_resumed_run_is_queued_where_it_is_asked_for(store: Store, runs:
     assert (await runs.resume("default", "run", deployment=deployment)).state == RUNNING, "its reply was lost"
     await runs.lose("default", "run", 4, "lost")
     assert await state_of(runs, run) == QUEUED
+    assert await places(store, run) == {"queue"}, "one death since then: it may share an executor"
 
 
 @pytest.mark.parametrize("made", [queued, held, running, lost])

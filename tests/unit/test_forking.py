@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -194,6 +194,38 @@ async def test_a_value_of_a_later_try_is_not_given_for_an_earlier_one() -> None:
     mark = first_of(source.events, "step")
     fork = await attempt(flow, forked(source, mark))
     assert fold(fork.events).output == 5
+    assert not any(event.HasField("component_retrying") for event in fork.events)
+
+
+async def test_what_was_void_is_void_and_no_more() -> None:
+    """A Rollback names an offset, and that is another one in the fork."""
+    words = iter((["a", "b", "c"], ["a", "x"], ["a", "x"]))
+
+    @workflow
+    async def flow() -> AsyncIterator[str]:
+        await step("first")
+        for word in next(words):
+            yield word
+        await step("mark")
+        yield "."
+
+    source = MemoryRun()
+    log = source.begin(dies_after=7)
+    await Attempt(
+        flow,
+        run=Run(run_id="r", namespace="n", workflow=flow.name, input=Payload(data=b"{}")),
+        log=log,
+        attempt=1,
+        cause=ATTEMPT_CAUSE_STARTED,
+        executor_id="e",
+        deployment="d",
+    ).run()
+    await attempt(flow, source)
+    assert fold(source.events).text == "ax."
+    assert [event.rollback.after_offset for event in source.events if event.HasField("rollback")] == [6]
+    fork = await attempt(flow, forked(source, first_of(source.events, "step", 2)))
+    assert fold(fork.events).text == "ax."
+    assert [event.rollback.after_offset for event in fork.events if event.HasField("rollback")] == [5]
 
 
 async def test_chance_that_was_used_stays() -> None:
