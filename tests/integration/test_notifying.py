@@ -146,7 +146,7 @@ def test_a_signature_is_that_of_the_specification() -> None:
 @pytest.mark.usefixtures("soon")
 async def test_a_receiver_that_fails_is_asked_again_with_the_same_id(store: Store, scheduler: Any) -> None:
     """An error, and a redirect, which is not followed; another hook of the run is told meanwhile, and once."""
-    async with receiver(500, 302) as failing, receiver() as sound:
+    async with receiver(500, 307) as failing, receiver() as sound:
         failing.away = sound.url
         await serve(store, Workflow(name="blog", on_run_end=[failing.url, sound.url]))
         await start(scheduler)
