@@ -28,6 +28,9 @@ BUSY_S = 60.0
 AGAIN_FIRST_S, AGAIN_LAST_S = 1.0, 4 * 3600.0
 """Pause before an entry that did not work out is taken again: three times as long each time, up to the last."""
 
+DOING_MAX = 256
+"""With so many entries under way no more are taken: what ten thousand runs that end at once call for takes its turn."""
+
 TRIES_MAX = 15
 """Then it is given up. That is after a day."""
 
@@ -58,6 +61,8 @@ class Outbox:
         self._hinted: set[str] = set()
         self._wanted = asyncio.Event()
         self._doing: set[asyncio.Task[None]] = set()
+        self._left: set[str] = set()
+        """Partitions in which more may be due than could be taken."""
 
     async def empty_for_ever(self) -> None:
         """Do what is due until cancelled; what is under way then comes again."""
@@ -91,11 +96,22 @@ class Outbox:
                 self._wanted.set()
 
     async def _empty(self, base: str) -> None:
-        while entries := await self._runs.take(base, busy_s=BUSY_S):
+        while len(self._doing) < DOING_MAX:
+            entries = await self._runs.take(base, busy_s=BUSY_S)
+            if not entries:
+                return
             for entry in entries:
                 task = asyncio.create_task(self._do(entry), name=f"outbox {entry.id}")
                 self._doing.add(task)
-                task.add_done_callback(self._doing.discard)
+                task.add_done_callback(self._done)
+        self._left.add(base)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._doing.discard(task)
+        if self._left and len(self._doing) < DOING_MAX:
+            self._hinted |= self._left
+            self._left.clear()
+            self._wanted.set()
 
     async def _do(self, entry: Entry) -> None:
         again_s: float | None = None
