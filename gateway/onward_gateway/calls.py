@@ -138,10 +138,13 @@ class Calls:
         wait_s = checking.check_get(request)
         work = self._work
         if wait_s:
-            return await work.waiting.end_of(
+            run = await work.waiting.end_of(
                 caller.namespace, request.run_id, wait_s, or_pause=True, input=True, output=True
             )
-        return await work.reader.run(caller.namespace, request.run_id, input=True, output=True)
+        else:
+            run = await work.reader.run(caller.namespace, request.run_id, input=True, output=True)
+        await work.deployments.explain([run])
+        return run
 
     async def runs(self, caller: Caller, request: ListRunsRequest) -> ListRunsResponse:
         """Return a page of runs."""
@@ -158,6 +161,7 @@ class Calls:
             page = await self._work.listing.page(wanted, size=size, token=request.page_token)
         except PageTokenInvalid as error:
             raise checking.page_token_invalid(str(error)) from error
+        await self._work.deployments.explain(page.runs)
         return ListRunsResponse(runs=page.runs, next_page_token=page.next_token)
 
     async def cancel(self, caller: Caller, request: CancelRunRequest) -> Run:

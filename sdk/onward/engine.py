@@ -145,7 +145,7 @@ class Attempt:
             if isinstance(journal.refusal, LogFull):
                 await self._finish(journal, _paused(journal.refusal))
             elif isinstance(journal.refusal, NonDeterministic):
-                await self._finish(journal, RunStateChanged(state=RUN_STATE_PAUSED, error=journal.refusal.error))
+                await self._finish(journal, self._unfit(journal.refusal.error))
             elif changed is not None and not journal.closed:
                 await self._finish(journal, changed)
         finally:
@@ -394,6 +394,12 @@ class Attempt:
         if journal.closed:
             return None
         return RunStateChanged(state=RUN_STATE_CANCELLED, reason=self._cancel_reason or "")
+
+    def _unfit(self, error: RunError) -> RunStateChanged:
+        """How a run stops whose code does not fit its log: for a person, unless its end was asked for already."""
+        if self._cancel_reason is None:
+            return RunStateChanged(state=RUN_STATE_PAUSED, error=error)
+        return RunStateChanged(state=RUN_STATE_CANCELLED, reason=f"it could not clean up: {error.message}")
 
     async def _finish(self, journal: Journal, changed: RunStateChanged) -> None:
         journal.closed = True

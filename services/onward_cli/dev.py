@@ -27,7 +27,6 @@ from onward_cli.valkey import StoreError, Valkey, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_gateway.settings import Settings as GatewaySettings
 from onward_runlog import registry
-from onward_runlog.deployments import STALE_S
 from onward_runlog.store import open_store
 from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
@@ -36,6 +35,9 @@ RELOAD_GRACE_S = 24 * 3600
 """How long runs in flight may go on in executors with the code before a change."""
 
 RETIRE_TIMEOUT_S = 5.0
+
+ADOPT_AFTER_S = 1.0
+"""How long code may have no executor until runs that wait for one go on in the code as it is now."""
 
 STOP_GRACE_S = 3.0
 """How long runs may go on after Ctrl-C; then they are handed over, and the next `onward dev` continues them."""
@@ -77,7 +79,11 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
         scheduler = await stack.enter_async_context(
             scheduler_app.opened(
                 dataclasses.replace(
-                    SchedulerSettings.from_env(), redis_url=valkey.url, listen="127.0.0.1:0", resume_on_newest=True
+                    SchedulerSettings.from_env(),
+                    redis_url=valkey.url,
+                    listen="127.0.0.1:0",
+                    resume_on_newest=True,
+                    adopt_after_s=ADOPT_AFTER_S,
                 )
             )
         )
@@ -245,7 +251,7 @@ class Crew:
         self.deployment = first.addresses["deployment"]
         async with open_store(self._redis_url) as store:
             await registry.promote(store, self.deployment)
-        self._spawn(_retire(retired, STALE_S + 1.0))
+        self._spawn(_retire(retired))
         for child in self._current:
             self._spawn(self._mind(child))
         return True
@@ -285,7 +291,11 @@ class Crew:
                 if not await self._replace():
                     tell("the changed code does not load; the code before goes on", "red")
                 elif self.deployment != before:
-                    tell(f"reloaded as deployment {self.deployment}; runs in flight finish on {before}", "green")
+                    tell(
+                        f"reloaded as deployment {self.deployment}; "
+                        f"runs in flight finish on {before}, those that wait go on here",
+                        "green",
+                    )
         except OSError as error:  # too many folders to watch, mostly
             tell(f"changes of the code are not followed: {error}", "red")
 
@@ -295,14 +305,8 @@ class Crew:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _retire(executors: Sequence[Child], after_s: float = 0.0) -> None:
-    """Have executors finish the runs that they hold, take no other, and end.
-
-    Args:
-        executors: Those before a change.
-        after_s: Until then they take runs, too: of a Scheduler that has not heard of the change yet.
-    """
-    await asyncio.sleep(after_s)
+async def _retire(executors: Sequence[Child]) -> None:
+    """Have executors finish the runs that they hold, take no other, and end."""
     grace = Duration()
     grace.FromSeconds(RELOAD_GRACE_S)
     for executor in executors:

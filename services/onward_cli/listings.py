@@ -52,6 +52,9 @@ def runs_table(runs: Sequence[Run], now: datetime) -> Table:
     table.add_column("TOOK", justify="right", no_wrap=True)
     table.add_column("ATTEMPT", justify="right", no_wrap=True)
     table.add_column("LABELS", overflow="fold")
+    waiting = any(run.waiting_for for run in runs)
+    if waiting:
+        table.add_column("WAITS FOR", overflow="fold")
     for run in runs:
         state = state_of(run)
         table.add_row(
@@ -62,6 +65,7 @@ def runs_table(runs: Sequence[Run], now: datetime) -> Table:
             duration(ran_s(run, now)),
             str(run.attempt),
             Text(labels_text(run)),
+            *([Text(line(run.waiting_for))] if waiting else []),
         )
     return table
 

@@ -18,6 +18,13 @@ def scheduler(
     redis: Redis = None,
     listen: Annotated[str | None, Parameter(help="HOST:PORT. [env: ONWARD_SCHEDULER_LISTEN]")] = None,
     lease_ttl: Annotated[float | None, Parameter(help="Seconds until a silent executor is replaced.")] = None,
+    adopt_after: Annotated[
+        float | None,
+        Parameter(
+            help="Seconds that a build may have no executor until its waiting runs go on in the newest one; without it "
+            "they wait. [env: ONWARD_ADOPT_AFTER_S]"
+        ),
+    ] = None,
     allow_unfit_store: AllowUnfit = None,
 ) -> None:
     """Decide which run goes where and when. Any number of Schedulers may run.
@@ -26,7 +33,13 @@ def scheduler(
     """
     settings = dataclasses.replace(
         Settings.from_env(),
-        **given(redis_url=redis, listen=listen, lease_ttl_s=lease_ttl, allow_unfit_store=allow_unfit_store),
+        **given(
+            redis_url=redis,
+            listen=listen,
+            lease_ttl_s=lease_ttl,
+            adopt_after_s=adopt_after,
+            allow_unfit_store=allow_unfit_store,
+        ),
     )
 
     serve("onward-scheduler", lambda _: opened(settings), lambda server: tell_ready(grpc=server.address))

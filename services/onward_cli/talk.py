@@ -295,7 +295,7 @@ async def resume(
     deployment: Annotated[str, _option("Move it to this build; by default it keeps its own.")] = "",
     talk: Talk = _DEFAULT,
 ) -> int:
-    """Continue a paused run where it stopped.
+    """Continue a paused run where it stopped, or with --deployment one that waits for a build which is gone.
 
     Example: onward resume 3f1c8a52
     """

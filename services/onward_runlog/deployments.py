@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import ListWorkflowsResponse, Workflow
+from onward.v1.run_pb2 import Run, RunState
 from onward_runlog import keys
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.record import pairs
@@ -25,10 +26,17 @@ STALE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A workflow as one deployment serves it."""
+    """A workflow as one deployment serves it.
+
+    Attributes:
+        deployment: Its name.
+        workflow: What it serves.
+        staffed: Whether it has a living executor.
+    """
 
     deployment: str
     workflow: Workflow
+    staffed: bool
 
 
 class Deployments:
@@ -41,6 +49,7 @@ class Deployments:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._served: dict[str, list[Served]] = {}
+        self._staffed: set[str] = set()
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
@@ -73,6 +82,28 @@ class Deployments:
             await self._read()
             served = self._find(workflow, deployment)
         return served
+
+    async def explain(self, runs: Iterable[Run]) -> None:
+        """Say of runs that stand in line for a deployment without a living executor that they wait for one.
+
+        Raises:
+            StoreUnavailable: The registry cannot be read and was never read.
+        """
+        now_ns = time.time_ns()
+        waiting = [
+            run
+            for run in runs
+            if run.state in (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_CANCELLING)
+            and not run.executor_id
+            and run.schedule_time.ToNanoseconds() <= now_ns
+        ]
+        if not waiting:
+            return
+        if time.monotonic() - self._read_at > STALE_S:
+            await self._refresh()
+        for run in waiting:
+            if run.deployment not in self._staffed:
+                run.waiting_for = f"an executor of deployment {run.deployment}"
 
     async def all(self) -> list[Workflow]:
         """Return every workflow as the deployment that takes new runs serves it, by name, with all that serve it.
@@ -140,6 +171,7 @@ class Deployments:
         served: dict[str, list[Served]] = {}
         for name, data in order:
             for workflow in ListWorkflowsResponse.FromString(data).workflows:
-                served.setdefault(workflow.name, []).append(Served(name.decode(), workflow))
+                served.setdefault(workflow.name, []).append(Served(name.decode(), workflow, name.decode() in staffed))
         self._served = served
+        self._staffed = staffed
         self._read_at = read_at

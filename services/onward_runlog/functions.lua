@@ -606,6 +606,27 @@ local function resume(keys, argv)
   return { 'ok', redis.call('HGETALL', key) }
 end
 
+-- adopt: ref, from, to, event into QUEUED, event into CANCELLING
+-- Moves a run that stands in line from one deployment to another: to the front there if that is where it stood, else to
+-- the end of its lane. The event is of the state that it has, and says why.
+-- → {"stale"}: it does not stand in line there | {"ok"}
+local function adopt(keys, argv)
+  local base, ref, from, to = keys[1], argv[1], argv[2], argv[3]
+  local key = base .. ':' .. ref .. ':run'
+  local run = load(key, 'state', 'deployment', 'last', 'bytes', 'priority', 'fairness', 'deaths')
+  if not run or run[2] ~= from or from == to then return { 'stale' } end
+  local name = line(from, run[7])
+  if not redis.call('ZSCORE', base .. ':queue:' .. name, ref) then return { 'stale' } end
+  local front = dequeue(base, name, ref, run[5], run[6]) == 0
+  local appended = {}
+  local event = tonumber(run[1]) == CANCELLING and argv[5] or argv[4]
+  local last, added = write(base, ref, 0, tonumber(run[3]), { event }, appended)
+  redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[4]) + added), 'deployment', to)
+  enqueue(base, line(to, run[7]), ref, tonumber(run[5]), run[6], front)
+  publish(base, appended)
+  return { 'ok' }
+end
+
 -- expel: ref, expire, event into FAILED, error: the run's deadline has passed
 -- → {"stale"} | {"ok", holder, attempt, record}
 local function expel(keys, argv)
@@ -852,6 +873,7 @@ declare('renew', renew, SMALL)
 declare('cancel', cancel)
 declare('lose', lose)
 declare('resume', resume)
+declare('adopt', adopt)
 declare('expel', expel)
 declare('signal', signal)
 declare('blob', blob)

@@ -89,6 +89,11 @@ def alone(deployment: str) -> str:
     return deployment + ALONE
 
 
+def queue(base: str, name: str) -> str:
+    """Return the key of a queue, a sorted set of refs: those in front have the lowest scores."""
+    return f"{base}:queue:{name}"
+
+
 def wake_channel(base: str) -> str:
     """Return the channel of Wake messages: what was appended in a partition, or that the registry changed."""
     return f"{base}:wake"

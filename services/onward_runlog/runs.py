@@ -407,6 +407,43 @@ class Runs:
                 raise LogAtLimit(run_id)
         return run_from(pairs(rest[0]))
 
+    async def adopt(self, namespace: str, run_id: str, deployment: str, to: str, *, reason: str = "") -> bool:
+        """Move a run that stands in line from one deployment to another. A repeat finds nothing to do.
+
+        Args:
+            deployment: The build that it waits for; a run that waits for another one, or does not wait, is left alone.
+            to: The build that runs it from now on.
+            reason: Goes into the log, for a person.
+
+        Returns:
+            Whether this call moved it.
+        """
+        base, ref = self._store.place(namespace, run_id)
+        [status] = await self._store.call(
+            "adopt",
+            base,
+            ref,
+            deployment,
+            to,
+            _state_event(RunState.RUN_STATE_QUEUED, reason=reason),
+            _state_event(RunState.RUN_STATE_CANCELLING, reason=reason),
+        )
+        return bool(status == b"ok")
+
+    async def in_line(self, base: str, queue: str, *, start: int, limit: int) -> list[Run]:
+        """Return runs that stand in a queue of a partition, without input and output, in their order.
+
+        Args:
+            base: The partition.
+            queue: A deployment, or `keys.alone` of it.
+            start: How many to pass over.
+            limit: How many to return, at most.
+        """
+        refs = await self._store.command("ZRANGE", keys.queue(base, queue), start, start + limit - 1)
+        reads = [self._store.command("HMGET", keys.run(base, ref.decode()), *LISTED) for ref in refs]
+        records = [dict(zip(_SHOWN, values, strict=True)) for values in await asyncio.gather(*reads)]
+        return [run_from(record) for record in records if record[b"run"] is not None]
+
     async def expel(self, namespace: str, run_id: str) -> Holder | None:
         """Fail a run whose deadline has passed, and return who held it; None if it was not so."""
         base, ref = self._store.place(namespace, run_id)

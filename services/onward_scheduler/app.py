@@ -19,6 +19,7 @@ from onward_runlog.deployments import Deployments
 from onward_runlog.runs import Runs
 from onward_runlog.store import open_store
 from onward_scheduler.accepting import Accepting
+from onward_scheduler.adopting import Adopting
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.notifying import Notifier, signing_key
 from onward_scheduler.outbox import Outbox
@@ -65,7 +66,8 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         server = await stack.enter_async_context(
             serving(add, settings.listen, services=[SERVICE], grace_s=settings.shutdown_grace_s)
         )
-        sweeper = Sweeper(store, runs, dispatcher, lease_ttl_s=settings.lease_ttl_s)
+        adopting = Adopting(runs, deployments, after_s=settings.adopt_after_s)
+        sweeper = Sweeper(store, runs, dispatcher, adopting, lease_ttl_s=settings.lease_ttl_s)
         tasks = [
             asyncio.create_task(outbox.empty_for_ever(), name="outbox"),
             asyncio.create_task(outbox.listen(), name="outbox hints"),

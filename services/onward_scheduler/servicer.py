@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import SignalRunRequest
+from onward.v1.run_pb2 import Run, RunState
 from onward.v1.scheduler_service_pb2 import (
     BranchRunRequest,
     BranchRunResponse,
@@ -102,6 +103,10 @@ class SchedulerServicer(SchedulerServiceServicer):
             if deployment or self._settings.resume_on_newest:
                 run = await self._runs.get(request.namespace, request.run_id)
                 deployment = (await self._accepting.served(run.workflow, deployment)).deployment
+                if request.deployment and await self._in_line(run, deployment):
+                    run = await self._runs.get(request.namespace, request.run_id)
+                    run.ClearField("input")
+                    return WakeRunResponse(run=run)
             run = await self._runs.resume(request.namespace, request.run_id, deployment=deployment)
             run.ClearField("input")
             return WakeRunResponse(run=run)
@@ -131,6 +136,15 @@ class SchedulerServicer(SchedulerServiceServicer):
     async def ListDeployments(self, request: ListDeploymentsRequest, context: Context) -> ListDeploymentsResponse:
         """Not served yet."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "deployments are not listed yet")
+
+    async def _in_line(self, run: Run, deployment: str) -> bool:
+        """Whether a run waits for nothing but an executor, of the deployment that is named from now on."""
+        if run.state != RunState.RUN_STATE_QUEUED or run.executor_id:
+            return False
+        reason = f"moved to deployment {deployment}"
+        return run.deployment == deployment or await self._runs.adopt(
+            run.namespace, run.run_id, run.deployment, deployment, reason=reason
+        )
 
     def _check_taking(self) -> None:
         if self.draining:

@@ -23,6 +23,9 @@ class Settings:
     """How long calls under way may take after SIGTERM."""
     resume_on_newest: bool = False
     """A paused run that is resumed without naming a deployment goes on in the one that takes new runs."""
+    adopt_after_s: float | None = None
+    """A run that waits for a deployment which has had no executor for so long is moved to the newest one that has, and
+    serves its workflow. None leaves it: an executor of the build that it began with may come back."""
     on_run_end: tuple[str, ...] = ()
     """Who is told of every run that ends: http(s) URLs or workflows; beside those that its workflow names. Not told of
     are runs that a notification has started."""
@@ -36,8 +39,8 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER_LISTEN, ONWARD_LEASE_TTL_S, ONWARD_RETENTION_S,
-        ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S, ONWARD_ALLOW_UNFIT_STORE, ONWARD_ON_RUN_END and
-        ONWARD_ON_RUN_PAUSED (comma-separated), and ONWARD_WEBHOOK_SECRET.
+        ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S, ONWARD_ADOPT_AFTER_S, ONWARD_ALLOW_UNFIT_STORE,
+        ONWARD_ON_RUN_END and ONWARD_ON_RUN_PAUSED (comma-separated), and ONWARD_WEBHOOK_SECRET.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
@@ -46,6 +49,7 @@ class Settings:
             retention_s=float(env.get("ONWARD_RETENTION_S", cls.retention_s)),
             cancel_grace_s=float(env.get("ONWARD_CANCEL_GRACE_S", cls.cancel_grace_s)),
             shutdown_grace_s=float(env.get("ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s)),
+            adopt_after_s=float(adopt_after) if (adopt_after := env.get("ONWARD_ADOPT_AFTER_S")) else None,
             on_run_end=_listed(env.get("ONWARD_ON_RUN_END", "")),
             on_run_paused=_listed(env.get("ONWARD_ON_RUN_PAUSED", "")),
             webhook_secret=env.get("ONWARD_WEBHOOK_SECRET", ""),

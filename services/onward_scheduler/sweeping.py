@@ -1,4 +1,4 @@
-"""What nobody asks for: expired leases, passed deadlines, delayed starts, retention, and who is registered."""
+"""What nobody asks for: expired leases, passed deadlines, delayed starts, retention, who is registered, who is gone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from onward_runlog import registry
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.runs import Lease, Runs
 from onward_runlog.store import Store
+from onward_scheduler.adopting import Adopting
 from onward_scheduler.dispatching import Dispatcher
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,17 @@ class Sweeper:
         store: The store.
         runs: The transitions.
         dispatcher: Is told what is queued.
+        adopting: Is told which queues nobody serves.
         lease_ttl_s: Time of a lease, in seconds.
     """
 
-    def __init__(self, store: Store, runs: Runs, dispatcher: Dispatcher, *, lease_ttl_s: float) -> None:
+    def __init__(
+        self, store: Store, runs: Runs, dispatcher: Dispatcher, adopting: Adopting, *, lease_ttl_s: float
+    ) -> None:
         self._store = store
         self._runs = runs
         self._dispatcher = dispatcher
+        self._adopting = adopting
         self._lease_ttl_s = lease_ttl_s
         # A Scheduler that just came, or was without the store, gives executors one lease to renew before it judges.
         self._judge_from = time.monotonic() + lease_ttl_s
@@ -73,6 +78,11 @@ class Sweeper:
         for executor in executors:
             self._dispatcher.fleet.meet(executor)
         self._dispatcher.fleet.forget_missing({executor.executor_id for executor in executors})
+        await self._adopting.look_after(
+            {base: partition.queued for base, partition in swept.items()},
+            {executor.deployment for executor in executors},
+            seeing_since=self._judge_from - self._lease_ttl_s,
+        )
         return pause_s
 
     async def _expire(self, lease: Lease) -> None:

@@ -19,7 +19,7 @@ from tests.runlog import eventually
 from onward import Client
 from onward.client import RunHandle
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_HANDED_OVER, Event
-from onward.v1.run_pb2 import RUN_STATE_QUEUED
+from onward.v1.run_pb2 import RUN_STATE_PAUSED, RUN_STATE_QUEUED
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -299,3 +299,113 @@ async def test_what_was_begun_goes_on_after_ctrl_c_and_after_kill_9(tmp_path: Pa
         printed = str(dev)
         assert printed.count('"name": "run gated"') == 3
         assert '"service.name": "onward-executor"' in printed
+
+
+# `approval` waits for a person, `count` is in flight until the file that it is given exists.
+WAITING_CODE = """\
+import asyncio
+from pathlib import Path
+
+import onward
+from onward import component, workflow
+
+
+@component
+async def note(text: str) -> str:
+    return text
+
+
+@component
+async def opened(gate: str) -> None:
+    while not Path(gate).exists():
+        await asyncio.sleep(0.02)
+
+
+@workflow
+async def approval() -> str:
+    await note("asked")
+    answer = await onward.request_input("approval", str)
+    return await note("one " + answer)
+
+
+@workflow
+async def count(gate: str) -> str:
+    first = await note("counted")
+    await opened(gate)
+    return await note("one " + first)
+
+
+@workflow
+async def dropped() -> str:
+    await onward.signal("never")
+    return ""
+"""
+
+
+async def parked(run: RunHandle) -> None:
+    async for event in run.follow():
+        if event.HasField("run_waiting"):
+            return
+
+
+@pytest.mark.timeout(120)
+async def test_runs_go_on_in_the_code_as_it_is_now(tmp_path: Path) -> None:
+    """Edited while a run waits and while another was in flight as dev was stopped; code that does not fit pauses."""
+    code, gate = tmp_path / "flow.py", tmp_path / "gate"
+    code.write_text(WAITING_CODE)
+    async with developing(tmp_path, "flow.py") as dev:
+        async with dev.client() as client:
+            waits, unfit, dropped = [await client.start(name) for name in ("approval", "approval", "dropped")]
+            for run in (waits, unfit, dropped):
+                await parked(run)
+
+            edited = WAITING_CODE.replace("one ", "two ").partition("@workflow\nasync def dropped")[0]
+            code.write_text(edited)
+            await dev.told("reloaded as deployment .* those that wait go on here")
+            await waits.signal("approval", "yes")
+            assert await waits.result(timeout=30) == "two yes"
+            began, reason = await moved(waits)
+            assert began[0] == dev.deployment
+            assert began[1] == (await waits.get()).deployment != dev.deployment
+            assert reason == f"deployment {began[0]} has no executor: it goes on in {began[1]}"
+
+            await dropped.signal("never")
+
+            async def says_what_for() -> bool:
+                return (await dropped.get()).waiting_for == f"an executor of deployment {dev.deployment}"
+
+            await eventually(says_what_for)
+
+            code.write_text(edited.replace('note("asked")', 'note("asked otherwise")'))
+            await dev.told("reloaded as deployment")
+            await unfit.signal("approval", "yes")
+            stopped = await client.wait_for(unfit.run_id, timeout=30)
+            assert (stopped.state, stopped.error.reason) == (RUN_STATE_PAUSED, "NON_DETERMINISTIC")
+            assert "note" in stopped.error.message
+            code.write_text(edited)
+            await dev.told("reloaded as deployment")
+            await unfit.resume()
+            assert await unfit.result(timeout=30) == "two yes"
+
+            flies = await client.start("count", {"gate": str(gate)})
+            async for event in flies.follow():
+                if event.component_started.name == "opened":
+                    break
+        assert await dev.interrupt() == 0
+
+    code.write_text(edited.replace("two ", "three "))
+    gate.touch()
+    async with developing(tmp_path, "flow.py") as dev:
+        async with dev.client() as client:
+            assert await client.run(flies.run_id).result(timeout=30) == "three counted"
+            began, _ = await moved(client.run(flies.run_id))
+            assert began[-1] == dev.deployment
+        assert await dev.interrupt() == 0
+
+
+async def moved(run: RunHandle) -> tuple[list[str], str]:
+    """The deployments of a run's attempts, and why it was queued last."""
+    events = [event async for event in run.follow()]
+    queued = [event for event in events if event.run_state_changed.state == RUN_STATE_QUEUED]
+    began = [event.attempt_started.deployment for event in events if event.HasField("attempt_started")]
+    return began, queued[-1].run_state_changed.reason

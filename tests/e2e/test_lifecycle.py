@@ -161,6 +161,35 @@ async def test_a_run_is_resumed_on_fixed_code(tmp_path: Path) -> None:
         assert fold(events).state == "SUCCEEDED"
 
 
+async def test_a_run_whose_build_is_gone_says_so_and_can_be_moved(tmp_path: Path) -> None:
+    """It waits, as another build may not fit: for an executor of its own, or for a person who names another one."""
+    code, gate = tmp_path / "code.py", tmp_path / "gate"
+    code.write_text(CODE.format(call="step(2)"))
+    async with running_suite(tmp_path / "store", target=code, executors=0) as suite, suite.client() as client:
+        first = await suite.add_executor("--deployment=first", "--drain-grace=1")
+        run = await client.start("flow", {"gate": str(gate)})
+        async for event in run.follow():
+            if event.component_started.name == "gated":
+                break
+        await suite.kill(first)
+        gate.touch()
+        await suite.add_executor("--deployment=second", "--drain-grace=1")
+
+        async def says_so() -> bool:
+            [listed] = [each async for each in client.list_runs()]
+            return (await run.get()).waiting_for == listed.waiting_for == "an executor of deployment first"
+
+        await eventually(says_so)
+        moved = await run.resume("second")
+        assert (moved.deployment, moved.waiting_for) == ("second", "")
+        assert await run.result(timeout=15) == 3
+        assert (await run.get()).waiting_for == ""
+        events = [event async for event in run.follow()]
+        check_log(events)
+        reasons = [event.run_state_changed.reason for event in events if event.HasField("run_state_changed")]
+        assert "moved to deployment second" in reasons
+
+
 CODE = """
 import asyncio
 import os

@@ -106,7 +106,7 @@ class Model:
 
 
 class RunLogMachine(RuleBasedStateMachine):
-    """Every example has a namespace and a deployment of its own in one store."""
+    """Every example has a namespace and two deployments of its own in one store."""
 
     numbers = itertools.count()
 
@@ -116,6 +116,7 @@ class RunLogMachine(RuleBasedStateMachine):
         self._store = store
         self._runs = Runs(store)
         self._name = f"example-{next(self.numbers)}"
+        self._newer = f"{self._name}-newer"
         self._models: dict[str, Model] = {}
         self._turn = itertools.count(1)
 
@@ -125,6 +126,12 @@ class RunLogMachine(RuleBasedStateMachine):
     def _pick(self, number: int) -> Model:
         models = list(self._models.values())
         return models[number % len(models)]
+
+    def _waiting(self, deployment: str, *, alone: bool) -> list[Model]:
+        """Who stands in a queue, in order; those in front are in any order among themselves."""
+        name = "alone" if alone else "queue"
+        waiting = [each for each in self._models.values() if name in each.places and each.run.deployment == deployment]
+        return sorted(waiting, key=lambda model: (-model.run.priority, not model.in_front, model.place))
 
     def _enqueue(self, model: Model, *, front: bool) -> None:
         model.in_queue, model.in_front, model.place = True, front, next(self._turn)
@@ -146,7 +153,7 @@ class RunLogMachine(RuleBasedStateMachine):
         if deadline:
             run.deadline.CopyFrom(far)
         model = Model(run, delayed=delayed, deadline=deadline)
-        nobody_waits = not any("queue" in other.places for other in self._models.values())
+        nobody_waits = not self._waiting(self._name, alone=False)
         kept, replayed, taken = self._do(self._runs.submit(run, holder="e1" if at_once else "", ttl_s=60))
         assert not replayed
         assert (taken is not None) == (at_once and nobody_waits and not delayed)
@@ -164,11 +171,11 @@ class RunLogMachine(RuleBasedStateMachine):
         assert (kept.run_id, kept.state, replayed, taken) == (model.run.run_id, model.state, True, None)
 
     @precondition(lambda self: any(model.in_queue for model in self._models.values()))
-    @rule(ttl_s=st.sampled_from([0, 60]), limit=st.integers(1, 2), alone=st.booleans())
-    def claim(self, ttl_s: int, limit: int, *, alone: bool) -> None:
-        queue = keys.alone(self._name) if alone else self._name
-        waiting = [model for model in self._models.values() if ("alone" if alone else "queue") in model.places]
-        waiting.sort(key=lambda model: (-model.run.priority, not model.in_front, model.place))
+    @rule(ttl_s=st.sampled_from([0, 60]), limit=st.integers(1, 2), alone=st.booleans(), newer=st.booleans())
+    def claim(self, ttl_s: int, limit: int, *, alone: bool, newer: bool) -> None:
+        deployment = self._newer if newer else self._name
+        queue = keys.alone(deployment) if alone else deployment
+        waiting = self._waiting(deployment, alone=alone)
         fronts = [(model.run.priority, model.in_front) for model in waiting[:limit]]
         taken = self._do(self._runs.claim(BASE, queue, holder="e2", ttl_s=ttl_s, limit=limit))
         models = [self._models[each.run.run_id] for each in taken]
@@ -180,7 +187,7 @@ class RunLogMachine(RuleBasedStateMachine):
             model.attempt += 1
             model.holder, model.sequence, model.began, model.alone = "e2", 0, False, alone
             assert (each.attempt, each.alone, each.run.state) == (model.attempt, alone, model.state)
-            assert each.cause == model.cause
+            assert (each.cause, each.run.deployment) == (model.cause, deployment)
             assert each.run.log.last_offset == len(model.log)
 
     @precondition(lambda self: self._models)
@@ -374,6 +381,20 @@ class RunLogMachine(RuleBasedStateMachine):
         assert run.state == model.state
 
     @precondition(lambda self: self._models)
+    @rule(which=st.integers(0, 9), back=st.sampled_from([False, False, False, True]), again=st.booleans())
+    def adopt(self, which: int, *, back: bool, again: bool) -> None:
+        """The newer deployment takes over from the other, or the other way round; maybe the reply is lost."""
+        model = self._pick(which)
+        old, new = (self._newer, self._name) if back else (self._name, self._newer)
+        for _ in range(1 + again):
+            moves = model.in_queue and model.run.deployment == old
+            assert self._do(self._runs.adopt(self._name, model.run.run_id, old, new)) == moves
+            if moves:
+                model.tell(RunState.Name(RunState.ValueType(model.state)).removeprefix("RUN_STATE_"))
+                model.run.deployment = new
+                self._enqueue(model, front=model.in_front)
+
+    @precondition(lambda self: self._models)
     @rule(which=st.integers(0, 9), passed=st.booleans())
     def expel(self, which: int, *, passed: bool) -> None:
         model = self._pick(which)
@@ -491,6 +512,7 @@ class RunLogMachine(RuleBasedStateMachine):
         assert ("waiting" in record) == (model.state == WAITING)
         assert int(record["attempt"]) == model.attempt
         assert record["holder"].decode() == model.holder
+        assert record["deployment"].decode() == model.run.deployment
         assert int(record["last"]) == len(events)
         assert found == model.places
         assert listed == {"all", "w=blog", keys.by_state(model.state)}

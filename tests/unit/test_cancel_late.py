@@ -199,3 +199,31 @@ async def test_a_first_attempt_that_is_cancelled_before_it_begins_runs_nothing()
     memory = MemoryRun()
     await attempt(flow, memory, ATTEMPT_CAUSE_CANCELLED).run()
     assert (memory.state, ran) == (RUN_STATE_CANCELLED, [])
+
+
+async def test_code_that_does_not_fit_the_log_any_more_ends_as_it_is() -> None:
+    """Nobody has to resume what was cancelled; the log says that nothing was cleaned up."""
+    edited = False
+
+    @workflow
+    async def flow() -> None:
+        await step("other" if edited else "a")
+        here.begun.set()
+        try:
+            await asyncio.sleep(FOREVER_S)
+        finally:
+            ran.append("undo")
+
+    memory = MemoryRun()
+    first = attempt(flow, memory, ATTEMPT_CAUSE_STARTED)
+    running = asyncio.create_task(first.run())
+    async with asyncio.timeout(5):
+        await here.begun.wait()
+    memory.lose()
+    first.abandon()
+    await running
+    ran.clear()
+    edited = True
+    await attempt(flow, memory, ATTEMPT_CAUSE_CANCELLED).run()
+    assert (memory.state, ran) == (RUN_STATE_CANCELLED, [])
+    assert memory.events[-1].run_state_changed.reason.startswith("it could not clean up: ")

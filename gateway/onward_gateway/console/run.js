@@ -109,7 +109,7 @@ function Head({ following, runId }) {
         : null
     }
     ${view.state === "WAITING" && !view.requests.length && html`<p class="notice waiting">Waiting for ${view.waiting?.reason || run?.waiting_for || "something"}${view.waiting?.wakeTime && html`, until <${Moment} time=${view.waiting.wakeTime} /> at the latest`}.</p>`}
-    ${view.state === "QUEUED" && html`<p class="notice">${view.attempt ? "Queued again: the next attempt goes on from the log." : "Queued: no executor has taken it yet."}</p>`}
+    ${view.state === "QUEUED" && html`<p class="notice">${run?.state === "QUEUED" && run.waiting_for ? `Queued: waits for ${run.waiting_for}.` : view.attempt ? "Queued again: the next attempt goes on from the log." : "Queued: no executor has taken it yet."}</p>`}
     ${(view.state === "PAUSED" || view.state === "FAILED") && html`<${Failure} error=${view.error ?? { reason: view.reason }}  />`}
     ${view.state === "CANCELLED" && view.reason && html`<p class="notice">Cancelled: ${view.reason}</p>`}
     ${following.problem && html`<${Trouble} problem=${following.problem} />`}

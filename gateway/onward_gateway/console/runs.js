@@ -113,7 +113,7 @@ function row(run) {
   return html`<span role="gridcell" class="c-state"><${State} state=${run.state} /></span>
     <span role="gridcell" class="c-workflow"><a tabindex="-1" href=${runPath(run.run_id)}>${run.workflow}</a></span>
     <span role="gridcell" class="c-id"><code>${run.run_id}</code>${run.attempt > 1 && html` <span class="tag">attempt ${run.attempt}</span>`}</span>
-    <span role="gridcell" class="c-labels"><${Labels} labels=${run.labels} />${run.error && html`<span class="bad">${run.error.message || run.error.reason}</span>`}${run.state === "WAITING" && html`<span class="hint">${run.waiting_for}</span>`}</span>
+    <span role="gridcell" class="c-labels"><${Labels} labels=${run.labels} />${run.error && html`<span class="bad">${run.error.message || run.error.reason}</span>`}${run.waiting_for && html`<span class="hint">${run.waiting_for}</span>`}</span>
     <span role="gridcell" class="c-took">${duration(end - Date.parse(run.create_time))}</span>
     <span role="gridcell" class="c-when"><${Moment} time=${run.create_time} /></span>`;
 }

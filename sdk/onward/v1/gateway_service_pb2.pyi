@@ -535,7 +535,7 @@ Global___SignalRunResponse: _TypeAlias = SignalRunResponse  # noqa: Y015
 
 @_typing.final
 class ResumeRunRequest(_message.Message):
-    """ResumeRunRequest names a paused run."""
+    """ResumeRunRequest names a paused run, or with a deployment a queued one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -151,7 +151,8 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged.
+        """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged. With a
+        deployment it also moves a queued run, which may be waiting for a build that nobody serves any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

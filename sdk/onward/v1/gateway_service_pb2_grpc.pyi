@@ -54,7 +54,9 @@ class GatewayServiceStub:
     SignalRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SignalRunRequest, _gateway_service_pb2.SignalRunResponse]
     """SignalRun sends a named value into a run. Idempotent per request_id; kept until the run takes it or ends."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ResumeRunRequest, _gateway_service_pb2.ResumeRunResponse]
-    """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged."""
+    """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged. With a
+    deployment it also moves a queued run, which may be waiting for a build that nobody serves any more.
+    """
     ForkRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ForkRunRequest, _gateway_service_pb2.ForkRunResponse]
     """ForkRun starts a new run with the results that another one had before a component. The fork's log begins with a copy of what is
     kept: who follows it sees what was shown before that component, and then what the fork makes of it.
@@ -94,7 +96,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     SignalRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SignalRunRequest, _gateway_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """SignalRun sends a named value into a run. Idempotent per request_id; kept until the run takes it or ends."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ResumeRunRequest, _gateway_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged."""
+    """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged. With a
+    deployment it also moves a queued run, which may be waiting for a build that nobody serves any more.
+    """
     ForkRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ForkRunRequest, _gateway_service_pb2.ForkRunResponse]  # type: ignore[assignment]
     """ForkRun starts a new run with the results that another one had before a component. The fork's log begins with a copy of what is
     kept: who follows it sees what was shown before that component, and then what the fork makes of it.
@@ -173,7 +177,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_service_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.ResumeRunResponse, _abc.Awaitable[_gateway_service_pb2.ResumeRunResponse]]:
-        """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged."""
+        """ResumeRun continues a paused run from its log. A repeat on a run that an earlier call queued returns it unchanged. With a
+        deployment it also moves a queued run, which may be waiting for a build that nobody serves any more.
+        """
 
     @_abc_1.abstractmethod
     def ForkRun(

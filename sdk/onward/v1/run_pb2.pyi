@@ -137,11 +137,15 @@ class Run(_message.Message):
     state: Global___RunState.ValueType
     """state is where the run is in its life."""
     waiting_for: _builtins.str
-    """waiting_for says what a run in RUN_STATE_WAITING waits for, in words for a person ("signal approval", "timer 2026-11-22T08:00Z")."""
+    """waiting_for says what a run in RUN_STATE_WAITING waits for, in words for a person ("signal approval", "timer 2026-11-22T08:00Z").
+    Set for a run in line, too, while its deployment has no living executor ("an executor of deployment blue").
+    """
     attempt: _builtins.int
     """attempt is the execution in force, from 1; 0 before the first. A higher attempt fences every lower one."""
     deployment: _builtins.str
-    """deployment is the build that the run is pinned to, chosen when it is accepted; ResumeRun may change it."""
+    """deployment is the build that the run is pinned to, chosen when it is accepted. ResumeRun may change it, and a Scheduler that is
+    set to where nobody serves it any more.
+    """
     executor_id: _builtins.str
     """executor_id is the executor that holds the lease; empty when none does."""
     parent_run_id: _builtins.str
