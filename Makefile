@@ -55,8 +55,8 @@ $(MODEL): $(BASE)
 
 TOPIC ?= the history of tea
 .PHONY: demo
-demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blog post write itself; TOPIC="…" says what about
-	@$(BIN)/python sdk/examples/_demo.py "$(TOPIC)"
+demo: $(BASE) $(if $(OPENAI_API_KEY)$(OPENAI_BASE_URL),,$(MODEL)) ## Watch a blog post write itself; TOPIC="…" says what about, APPROVE=1 asks you about its outline
+	@$(BIN)/python sdk/examples/_demo.py $(if $(APPROVE),--approve) "$(TOPIC)"
 
 # What only the onboarding example needs.
 EXAMPLES := .venv/.examples

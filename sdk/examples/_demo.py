@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).with_name("blog_writer.py")
 RUN_ID = "onward-demo-{}"
 
 
-def main(topic: str) -> int:
+def main(topic: str, *, approve: bool = False) -> int:
     """Serve the blog writer, start a run about `topic`, follow it, and tell how to follow it again."""
     onward = str(Path(sys.executable).with_name("onward"))
     code = os.path.relpath(EXAMPLE)
@@ -23,8 +23,15 @@ def main(topic: str) -> int:
             gateway = _gateway(dev)
             if not gateway:
                 return dev.wait() or 1
-            start = [onward, "start", "blog_post", "--input", json.dumps({"topic": topic}), "--run-id", run_id]
+            given = json.dumps({"topic": topic, "approve": approve})
+            start = [onward, "start", "blog_post", "--input", given, "--run-id", run_id]
             print(f"\nRun {run_id}: a blog post about {topic!r}\n", flush=True)
+            if approve:
+                say = f"{os.path.relpath(onward)} signal {run_id} outline"
+                print("When it has an outline, it waits for you. Answer in another terminal:")
+                for word in ("true", "false", '\'["Leaves", "Water", "Cups"]\''):
+                    print(f"  {say} {word} --gateway {gateway}")
+                print(flush=True)
             status = subprocess.call([*start, "--follow"], env={**os.environ, "ONWARD_GATEWAY": gateway})  # noqa: S603
         except KeyboardInterrupt:
             status = 130
@@ -47,4 +54,5 @@ def _gateway(dev: subprocess.Popen[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(" ".join(sys.argv[1:]) or "the history of tea"))
+    words = [word for word in sys.argv[1:] if word != "--approve"]
+    sys.exit(main(" ".join(words) or "the history of tea", approve="--approve" in sys.argv))

@@ -21,7 +21,7 @@ SLOTS = 4
 """How many answers are written at the same time; who comes later waits for a free slot."""
 CONTEXT_TOKENS = 2048
 """Prompt and answer together, for each slot: what this model was trained with."""
-ANSWER_TOKENS_MAX = 180
+ANSWER_TOKENS_MAX = 140
 """A small model that has lost its thread does not stop by itself."""
 
 _starting = threading.Lock()

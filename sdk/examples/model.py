@@ -1,25 +1,27 @@
 """The model that writes in these examples: the OpenAI API, else a toy on this machine, else a script that says so.
 
 All three answer through `onward.openai`, so what uses them is written once, and a run remembers every answer.
-`ONWARD_EXAMPLE_MODEL` (`openai`, `local`, `scripted`) overrides the order.
+`ONWARD_EXAMPLE_MODEL` (`openai`, `local`, `scripted`) overrides the order. `ONWARD_EXAMPLE_SMALL=yes` says of a server
+of your own that its model is a small one.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 from openai.types.shared_params import ResponseFormatJSONSchema
 from pydantic import BaseModel
 
 import local_model
 import scripted_model
+from onward import Component
 from onward.openai import (
     AsyncOpenAI,
     AuthenticationError,
@@ -47,8 +49,39 @@ class Model:
     """What a reader is told."""
     connect: Callable[[], AsyncOpenAI]
     """Gives a client of its own to each caller, who closes it. May block."""
+    small: bool = False
+    """It calls no tools, and repeats what it is shown: the less of that, the better."""
     at_once: int = 50
     """Questions that it is asked at the same time; who comes later waits. `ONWARD_EXAMPLE_AT_ONCE` overrides it."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """What a model asks to have done."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON, as far as the model got it right."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """A model's turn in a conversation: it calls tools, or it has come to its answer."""
+
+    text: str
+    calls: list[ToolCall]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The turn as the next request has it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.calls
+            ]
+        return message
 
 
 @dataclass(frozen=True)
@@ -73,10 +106,11 @@ def _in_use() -> Model:
     match os.environ.get("ONWARD_EXAMPLE_MODEL") or _best():
         case "openai":
             name = os.environ.get("OPENAI_MODEL") or "gpt-5.4-mini"
-            return Model(name, f"{name} through the OpenAI API", _connect_openai)
+            small = os.environ.get("ONWARD_EXAMPLE_SMALL") == "yes"
+            return Model(name, f"{name} through the OpenAI API", _connect_openai, small)
         case "local":
             note = "SmolLM2 135M on this machine, a toy; set OPENAI_API_KEY for a real one"
-            return Model("SmolLM2-135M-Instruct", note, local_model.connect, local_model.SLOTS)
+            return Model("SmolLM2-135M-Instruct", note, local_model.connect, True, local_model.SLOTS)
         case "scripted":
             note = "none, a script answers; set OPENAI_API_KEY for a real one"
             return Model("scripted", note, scripted_model.connect)
@@ -121,6 +155,54 @@ async def fill(prompt: str, shape: type[Shape], *, rules: str = "") -> Shape:
             response_format=_form(shape),
         )
     return shape.model_validate_json(completion.choices[0].message.content or "")
+
+
+def tool(component: Component[..., Any, Any]) -> ChatCompletionFunctionToolParam:
+    """Describe a component to a model: its name, what it says of itself and its parameters are what a tool is."""
+    return {
+        "type": "function",
+        "function": {
+            "name": component.name,
+            "description": component.__doc__ or "",
+            "parameters": component.signature.input_schema(),
+        },
+    }
+
+
+async def converse(
+    messages: Sequence[dict[str, Any]], tools: Sequence[Component[..., Any, Any]] = (), *, may_call: bool = True
+) -> Said:
+    """Take the next turn of a conversation. In a run its text and its tool calls are shown as they come.
+
+    Args:
+        messages: What was said before.
+        tools: What the model may ask for. It is the caller who does it and answers.
+        may_call: Whether it may ask now; else it has to answer.
+    """
+    asked: dict[str, Any] = {"model": in_use().name, "messages": messages, "stream": True}
+    if tools:
+        asked |= {"tools": [tool(each) for each in tools], "tool_choice": "auto" if may_call else "none"}
+    texts: list[str] = []
+    calls: dict[int, ToolCall] = {}
+    finished = False
+    async with _connection() as connection, connection.places:
+        completion = await connection.client.chat.completions.create(**asked)
+        async with completion:
+            async for chunk in completion:
+                for choice in chunk.choices[:1]:
+                    texts.append(choice.delta.content or "")
+                    for part in choice.delta.tool_calls or ():
+                        call = calls.get(part.index, ToolCall("", "", ""))
+                        said = part.function
+                        calls[part.index] = ToolCall(
+                            part.id or call.id,
+                            (said and said.name) or call.name,
+                            call.arguments + ((said and said.arguments) or ""),
+                        )
+                    finished = finished or choice.finish_reason is not None
+    if not finished:
+        raise ConnectionError("the model's answer broke off before its end")
+    return Said("".join(texts), [call for _, call in sorted(calls.items())])
 
 
 @asynccontextmanager

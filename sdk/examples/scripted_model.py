@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -26,6 +26,9 @@ async def answer(request: httpx2.Request) -> httpx2.Response:
     question: dict[str, Any] = json.loads(request.content)
     prompt = question["messages"][-1]["content"]
     if question.get("stream"):
+        if question.get("tools"):
+            calls = [] if question.get("tool_choice") == "none" else tool_calls(question["messages"])
+            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream(calls=calls))
         # Rules stand before what somebody else wrote, and who writes a post gives none.
         words = scripted_reader.answer(prompt) if len(question["messages"]) > 1 else None
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=stream(words))
@@ -42,8 +45,31 @@ async def answer(request: httpx2.Request) -> httpx2.Response:
     return httpx2.Response(200, json=_completion({"message": message, "finish_reason": "stop"}))
 
 
-async def stream(words: Iterable[str] | None = None) -> AsyncIterator[bytes]:
-    """Yield words as a model sends them; by default the text."""
+def tool_calls(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, str]]]:
+    """Call tools as a researcher does: search for the topic, then read the first two pages that were found."""
+    topic = next(message["content"] for message in messages if message["role"] == "user")
+    results = [message["content"] for message in messages if message["role"] == "tool"]
+    match results:
+        case []:
+            return [("search", {"query": topic})]
+        case [found]:
+            return [("read", {"page": hit["page"]}) for hit in json.loads(found)[:2]]
+    return []
+
+
+async def stream(
+    words: Iterable[str] | None = None, *, calls: Sequence[tuple[str, dict[str, str]]] = ()
+) -> AsyncIterator[bytes]:
+    """Yield words as a model sends them, by default the text; or calls of tools."""
+    for number, (name, arguments) in enumerate(calls):
+        await asyncio.sleep(10 * _pause_s())
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        call = {"index": number, "id": f"call-{number}", "type": "function", "function": function}
+        yield _line(_completion({"delta": {"tool_calls": [call]}, "finish_reason": None}))
+    if calls:
+        yield _line(_completion({"delta": {}, "finish_reason": "tool_calls"}))
+        yield b"data: [DONE]\n\n"
+        return
     for word in words or (f"{word} " for word in TEXT.split()):
         await asyncio.sleep(_pause_s())
         yield _line(_completion({"delta": {"content": word}, "finish_reason": None}))
