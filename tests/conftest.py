@@ -1,7 +1,8 @@
-"""What tests of every kind share: a real store."""
+"""What tests of every kind share: a real store, and ears for Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,13 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from onward_cli.valkey import Valkey, embedded_valkey
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """What a shell runs in the background ignores Ctrl-C, and so does all that it starts, unless told otherwise."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from onward.blocking import Answer, Facade, Flattened, Items, LoopThread
 from onward.continuity import Continuity, EventsMissing
 from onward.durations import Duration, seconds
-from onward.errors import InternalError, RunFailed, Unavailable
+from onward.errors import InternalError, RequestError, RunFailed, Unavailable
 from onward.gateways import ANSWER_S, Gateways
 from onward.payload import decode, decode_bytes, encode
 from onward.subscription import Subscription
@@ -344,7 +344,13 @@ class Client:
         return response.workflows
 
     async def follow(
-        self, run_id: str, *, after: int | str | None = 0, last: int | None = None, view: ViewName = "raw"
+        self,
+        run_id: str,
+        *,
+        after: int | str | None = 0,
+        last: int | None = None,
+        view: ViewName = "raw",
+        on_connection: Callable[[RequestError | None], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Yield a run's events in order, once each, from a position to the end of its log, live.
 
@@ -356,24 +362,38 @@ class Client:
             after: The last event that is known: its offset, or a cursor; 0 is the beginning, None the first retained.
             last: Instead of `after`: begin before the newest so many events; 0 is only what comes from now on.
             view: "raw" is everything; "settled" leaves out what is void already. Both `fold` to the same.
+            on_connection: Called on the client's event loop: with the error when the stream is cut, and with None when
+                it goes on. To tell a person; there is nothing to do.
 
         Raises:
             RunNotFound: There is no such run.
             PositionLost: The log cannot be read from there: trimmed, ahead of the newest event, or rebuilt.
             Unavailable: Nobody answers any more.
         """
-        async with aclosing(self.follow_batches(run_id, after=after, last=last, view=view)) as batches:
+        following = self.follow_batches(run_id, after=after, last=last, view=view, on_connection=on_connection)
+        async with aclosing(following) as batches:
             async for events in batches:
                 for event in events:
                     yield event
 
     def follow_batches(
-        self, run_id: str, *, after: int | str | None = 0, last: int | None = None, view: ViewName = "raw"
+        self,
+        run_id: str,
+        *,
+        after: int | str | None = 0,
+        last: int | None = None,
+        view: ViewName = "raw",
+        on_connection: Callable[[RequestError | None], None] | None = None,
     ) -> AsyncGenerator[Sequence[Event], None]:
         """As `follow`, but yield together what came together: for who reads more than 100,000 events a second."""
         start = _position(after, last)
         subscription = Subscription(
-            self._gateways, run_id, start=start, view=_VIEWS[view], heartbeat_s=self._heartbeat_s
+            self._gateways,
+            run_id,
+            start=start,
+            view=_VIEWS[view],
+            heartbeat_s=self._heartbeat_s,
+            on_connection=on_connection,
         )
         return subscription.batches()
 
@@ -533,16 +553,26 @@ class RunHandle:
         return await self._client.get(self.run_id)
 
     def follow(
-        self, *, after: int | str | None = 0, last: int | None = None, view: ViewName = "raw"
+        self,
+        *,
+        after: int | str | None = 0,
+        last: int | None = None,
+        view: ViewName = "raw",
+        on_connection: Callable[[RequestError | None], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """As `Client.follow`."""
-        return self._client.follow(self.run_id, after=after, last=last, view=view)
+        return self._client.follow(self.run_id, after=after, last=last, view=view, on_connection=on_connection)
 
     def follow_batches(
-        self, *, after: int | str | None = 0, last: int | None = None, view: ViewName = "raw"
+        self,
+        *,
+        after: int | str | None = 0,
+        last: int | None = None,
+        view: ViewName = "raw",
+        on_connection: Callable[[RequestError | None], None] | None = None,
     ) -> AsyncGenerator[Sequence[Event], None]:
         """As `Client.follow_batches`."""
-        return self._client.follow_batches(self.run_id, after=after, last=last, view=view)
+        return self._client.follow_batches(self.run_id, after=after, last=last, view=view, on_connection=on_connection)
 
     def watch(self) -> AsyncGenerator[View, None]:
         """As `Client.watch`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from onward.continuity import Continuity, EventsMissing
 from onward.errors import InternalError, LimitReached, PositionLost, RequestError, Unavailable
@@ -29,13 +29,22 @@ class Subscription:
         start: Where to begin.
         view: Which events to read.
         heartbeat_s: Longest silence asked of the server. A stream that is silent for twice as long is given up.
+        on_connection: Called with the error when the stream is cut, and with None when another one goes on. A stream
+            that is handed over as planned is not cut.
 
     Attributes:
         run: The run as it ended; None before.
     """
 
     def __init__(
-        self, gateways: Gateways, run_id: str, *, start: Position, view: View.ValueType, heartbeat_s: float
+        self,
+        gateways: Gateways,
+        run_id: str,
+        *,
+        start: Position,
+        view: View.ValueType,
+        heartbeat_s: float,
+        on_connection: Callable[[RequestError | None], None] | None = None,
     ) -> None:
         self.run: Run | None = None
         self._gateways = gateways
@@ -46,6 +55,8 @@ class Subscription:
         self._continuity = Continuity(start, view)
         self._log_id = start.log_id
         self._missed_after: int | None = None
+        self._on_connection = on_connection
+        self._cut = False
 
     async def batches(self) -> AsyncGenerator[Sequence[Event], None]:
         """Yield the events in order, once each, to the log's end; together what came together.
@@ -63,7 +74,10 @@ class Subscription:
                         stream = self._gateways.stream(
                             lambda stub: stub.SubscribeRun, self._request, silence_s=self._silence_s
                         )
-                    events = self._take(await stream.read())
+                    response = await stream.read()
+                    if response is not None:
+                        self._connected(None)
+                    events = self._take(response)
                 except (Unavailable, LimitReached, InternalError, EventsMissing, _HandedOver) as cut:
                     if stream is not None:
                         stream.close()
@@ -120,6 +134,15 @@ class Subscription:
                 self._request.start.log_id = self._log_id
                 await self._patience.wait(Unavailable(str(cut)))
             case RequestError():
+                self._connected(cut)
                 await self._patience.wait(cut)
             case _:
                 raise cut
+
+    def _connected(self, cut: RequestError | None) -> None:
+        """Tell whether somebody answers, once for each change."""
+        if self._cut == (cut is not None):
+            return
+        self._cut = cut is not None
+        if self._on_connection is not None:
+            self._on_connection(cut)

@@ -15,7 +15,7 @@ from rich.json import JSON
 from rich.text import Text
 
 from onward.client import Client
-from onward.errors import PositionLost
+from onward.errors import PositionLost, RequestError
 from onward.payload import Blob, decode
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_PAUSED, RUN_STATE_SUCCEEDED, Run
@@ -36,6 +36,9 @@ class Display(Protocol):
 
     def take(self, event: Event, view: View) -> None:
         """Take note of an event; `view` is what is to be seen after it."""
+
+    def connection(self, cut: RequestError | None) -> None:
+        """Take note that the connection was lost and is being resumed; None: it is there again."""
 
     def paint(self) -> None:
         """Bring what is shown up to date."""
@@ -62,7 +65,8 @@ async def follow_shown(client: Client, run: Run, console: Console, *, after: int
     view = View()
     async with _displayed(console, run, after) as display:
         # From the beginning in any case: what comes later can only be shown by who knows what began before.
-        async with aclosing(client.follow(run.run_id, view="raw" if after else "settled")) as events:
+        following = client.follow(run.run_id, view="raw" if after else "settled", on_connection=display.connection)
+        async with aclosing(following) as events:
             async for event in events:
                 view.apply(await client.with_value(run.run_id, event))
                 display.take(event, view)
@@ -118,7 +122,11 @@ async def _displayed(console: Console, run: Run, after: int) -> AsyncIterator[Di
             console.file.write(text + "\n")
             console.file.flush()
 
-        yield Lines(write, run, after=after)
+        def warn(text: str) -> None:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+        yield Lines(write, run, after=after, warn=warn)
         return
     with Screen(console, run, after=after) as screen:
         painter = asyncio.create_task(_paint(screen))

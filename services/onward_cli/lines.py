@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from onward.errors import RequestError
 from onward.payload import decode
 from onward.v1.event_pb2 import (
     CHANGE_PATCH,
@@ -68,10 +69,14 @@ class Lines:
         write: Takes a line.
         run: The run when it was first seen.
         after: What happened up to this offset is not written.
+        warn: Takes a line that is not about the run.
     """
 
-    def __init__(self, write: Callable[[str], None], run: Run, *, after: int = 0) -> None:
+    def __init__(
+        self, write: Callable[[str], None], run: Run, *, after: int = 0, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._write = write
+        self._warn = warn
         self._run = run
         self._after = after
         self._labels = Labels()
@@ -132,6 +137,11 @@ class Lines:
                 child = event.child_started
                 prefix = self._prefix(self._component(event, view))
                 self._say(f"{prefix} started run {child.run_id} of {line(child.workflow)}")
+
+    def connection(self, cut: RequestError | None) -> None:
+        """Tell that the connection was lost; that it is there again is told by what comes."""
+        if cut is not None:
+            self._warn(f"connection lost, resuming: {line(str(cut))}")
 
     def paint(self) -> None:
         """Do nothing: every line was written when it was whole."""

@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from onward.errors import RequestError
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import Run
 from onward.views import Component, Status, View
@@ -76,6 +77,7 @@ class Screen:
         self._after = after
         self._clock = clock
         self._view = View()
+        self._cut = False
         self._labels = Labels()
         self._written: dict[str, datetime | None] = {}
         """Instances whose block was written, and when they had finished."""
@@ -104,6 +106,10 @@ class Screen:
             self._labels.of(view.components[event.component_id])
         if event.offset <= self._after and event.HasField("component_finished"):
             self._written[event.component_id] = view.components[event.component_id].finished_time
+
+    def connection(self, cut: RequestError | None) -> None:
+        """Say that the connection was lost for as long as it is. It is painted later."""
+        self._cut = cut is not None
 
     def paint(self) -> None:
         """Bring the terminal up to date."""
@@ -165,7 +171,8 @@ class Screen:
         rows = self._rows(running, room=room - len(top) - len(bottom) - 1, width=width)
         left = room - len(top) - len(rows) - len(bottom) - 1
         rows += self._held(finished, left)
-        hint = Text("Ctrl-C stops watching; the run goes on", style="dim")
+        hint = Text("connection lost, resuming…  " if self._cut else "", style="dim")
+        hint.append("Ctrl-C stops watching; the run goes on")
         lines = [*[*top, *rows, *bottom][: room - 1], hint]
         for each in lines:
             each.no_wrap = True

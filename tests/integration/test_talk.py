@@ -84,6 +84,7 @@ class Gateway(GatewayServiceServicer):
         self.logs: dict[str, list[Event]] = {}
         self.blobs: dict[str, bytes] = {}
         self.followed = asyncio.Event()
+        self.cuts = 0
         self.workflows = [
             pb.Workflow(name="blog_post", description="Write a post.", input_schema=encode(SCHEMA)),
             pb.Workflow(name="plain"),
@@ -169,6 +170,9 @@ class Gateway(GatewayServiceServicer):
             batch = pb.EventBatch(events=log[after:], after_offset=after, through_offset=len(log))
             yield pb.SubscribeRunResponse(batch=batch)
         self.followed.set()
+        if self.cuts:
+            self.cuts -= 1
+            return
         if run.HasField("end_time"):
             yield pb.SubscribeRunResponse(completed=pb.Completed(run=run))
         else:
@@ -435,6 +439,20 @@ async def test_follow_writes_lines_where_there_is_no_terminal(gateway: Gateway, 
     )
 
 
+async def test_a_lost_connection_is_told_and_resumed(gateway: Gateway, onward: Shell) -> None:
+    """To a person, beside the run; a script has nothing to do about it."""
+    gateway.add("run-1", RUN_STATE_SUCCEEDED, output=encode({"title": "Tea"}))
+    whole = await onward("follow", "run-1")
+    gateway.cuts = 1
+    ran = await onward("follow", "run-1")
+    assert (ran.code, ran.out) == (0, whole.out)
+    assert ran.err.startswith("connection lost, resuming: ")
+    assert ran.err.count("\n") == 1
+    gateway.cuts = 1
+    script = await onward("follow", "run-1", "--output", "json")
+    assert (script.code, script.err, len(script.json)) == (0, "", 9)
+
+
 async def test_start_and_follow_in_one(gateway: Gateway, onward: Shell) -> None:
     """The same picture, and text as it is."""
     events = [*story(RUN_STATE_QUEUED), Event(run_state_changed=RunStateChanged(state=RUN_STATE_SUCCEEDED))]
@@ -580,6 +598,16 @@ async def test_runs_are_a_table_with_filters(gateway: Gateway, onward: Shell) ->
     assert first.split()[:3] == ["a" * 40, "blog_post", "SUCCEEDED"]
     assert first.split()[4:] == ["3.0s", "1", f"long={'x' * 100}", "user=ada"]
     assert second.split()[:3] == ["run-2", "blog_post", "FAILED"]
+
+
+async def test_a_list_says_what_runs_wait_for(gateway: Gateway, onward: Shell) -> None:
+    """In a column that is there when one does."""
+    gateway.add("run-1", RUN_STATE_SUCCEEDED)
+    gateway.add("run-2", RUN_STATE_QUEUED, waiting_for="an executor of deployment blue")
+    head, first, second = (await onward("runs")).out.splitlines()
+    assert head.rstrip().endswith("WAITS FOR")
+    assert "executor" not in first
+    assert second.rstrip().endswith("an executor of deployment blue")
 
 
 async def test_runs_are_limited_and_say_so(gateway: Gateway, onward: Shell) -> None:

@@ -604,6 +604,25 @@ async def test_a_cut_stream_goes_on_where_it_was(code: Code) -> None:
     assert gateway.positions == [0, 0, 0, "c0", "c3", "c4"]
 
 
+async def test_a_cut_is_told_once_and_so_is_its_end() -> None:
+    """However often it is tried in between, and where nothing new comes. What is handed over is not cut."""
+    gateway = Gateway(events=3)
+    gateway.streams += [[opened(0), batch(1), CUT], [], [CUT], [opened(1), handoff(1)], [opened(1), batch(2), CUT]]
+    told: list[Any] = []
+    async with talking(gateway) as client:
+        async for each in client.follow("r", on_connection=told.append):
+            told.append(each.offset)  # noqa: PERF401 - two write to it
+    assert [type(each) if isinstance(each, Exception) else each for each in told] == [
+        1,
+        errors.Unavailable,
+        None,
+        2,
+        errors.Unavailable,
+        None,
+        3,
+    ]
+
+
 async def test_a_cut_before_the_first_message_keeps_the_start() -> None:
     """Also where the start is not an offset."""
     gateway = Gateway(events=5)
@@ -723,13 +742,13 @@ async def test_silence_is_a_cut() -> None:
 async def test_a_slow_reader_is_no_silence() -> None:
     """Time that the caller takes is not held against the Gateway."""
     gateway = Gateway(events=6)
-    async with talking(gateway, heartbeat=0.05) as client:
+    async with talking(gateway, heartbeat=0.5) as client:
         seen = []
         async for each in client.follow("r"):
             seen.append(each.offset)
             if each.offset == 3:
-                # The passing of time is the subject here.
-                await asyncio.sleep(0.15)
+                # The passing of time is the subject here: of more than the Gateway may be silent for.
+                await asyncio.sleep(1.1)
     assert seen == [1, 2, 3, 4, 5, 6]
     assert len(gateway.positions) == 1
 

@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
+from onward.errors import Unavailable
 from onward.payload import encode
 from onward.v1.event_pb2 import (
     CHANGE_SET,
@@ -416,3 +417,18 @@ def test_text_is_cropped_and_cleaned() -> None:
     assert printable("a\tb\nc\x1b[0m\x85") == "a\tb\nc[0m"
     assert cropped("a\nbcd", 4) == "a b…"
     assert cropped("abcd", 4) == "abcd"
+
+
+def test_a_lost_connection_is_told_as_long_as_it_lasts() -> None:
+    """On a terminal beside the hint; elsewhere once, apart from the run's lines."""
+    terminal = Terminal().tell(Story().queued().attempt())
+    terminal.screen.connection(Unavailable("nobody is there"))
+    assert terminal.live[-1] == f"connection lost, resuming…  {HINT}"[:63] + "…"
+    terminal.screen.connection(None)
+    assert terminal.live[-1] == HINT
+    written: list[str] = []
+    warned: list[str] = []
+    plain = Lines(written.append, RUN, warn=warned.append)
+    plain.connection(Unavailable("nobody is\nthere"))
+    plain.connection(None)
+    assert (written, warned) == ([], ["connection lost, resuming: nobody is there"])
