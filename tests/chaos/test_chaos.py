@@ -43,6 +43,10 @@ def test_a_seed_is_a_workload_and_its_faults() -> None:
     assert one != other
 
 
+_FINISHED = b"\x08\x01\x12"
+"""In the bytes of a ComponentFinished alone: OUTCOME_OK, and then an output."""
+
+
 # Bugs in the store's functions
 
 
@@ -121,7 +125,7 @@ async def _haunted(url: str) -> list[Event]:
             await runs.lose(run.namespace, run.run_id, 1, "lost")
             base, _ = one.place(run.namespace, run.run_id)
             [again] = await runs.claim(base, run.deployment, holder="e2", ttl_s=60, limit=1)
-            proxy.lose_reply(b"onward1_append", 4)
+            proxy.lose_reply(_FINISHED, 2)
             async with asyncio.timeout(20):
                 await asyncio.gather(zombie, attempt(second, again.attempt, "e2"), return_exceptions=True)
         return await _log(one)
