@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from opentelemetry.trace import SpanKind
 from pydantic_core import from_json, to_json
 
+from onward.concurrency import ConcurrencyLimit, permit
 from onward.failure import component_error, run_error
 from onward.fallback import Fallback
 from onward.flights import CachePolicy, Flight, Kept, take
@@ -48,6 +49,7 @@ class Policy:
         limits: How long it may take.
         fallback: What answers when all tries failed; None where the error goes up.
         cache: What is kept of it across runs; None keeps nothing.
+        concurrency: How many run at once over all executors; None is without limit.
         private: Whether readers of the log see neither its input nor its result.
         key: Names the instance instead of how often its caller called the component before.
     """
@@ -56,6 +58,7 @@ class Policy:
     limits: Limits = UNLIMITED
     fallback: Fallback | None = None
     cache: CachePolicy | None = None
+    concurrency: ConcurrencyLimit | None = None
     private: bool = False
     key: str = ""
 
@@ -281,7 +284,13 @@ async def fail(call: Call, instance: Instance, error: BaseException, memo: Paylo
 async def tries(call: Call, instance: Instance | None) -> Any:
     """Try as often as the policy says, and return the first result or the fallback's, or raise the last error."""
     policy = call.policy
-    if policy.retry.attempts == 1 and policy.limits is UNLIMITED and policy.fallback is None and policy.cache is None:
+    if (
+        policy.retry.attempts == 1
+        and policy.limits is UNLIMITED
+        and policy.fallback is None
+        and policy.cache is None
+        and policy.concurrency is None
+    ):
         return await one_try(call, instance)
     standing = Standing(call)
     if not standing.fell_back:
@@ -420,6 +429,7 @@ async def _limited(instance: Instance | None, left_s: float, error: TryTimeout) 
 async def _retried(call: Call, standing: Standing) -> Any:
     while True:
         this = await standing.begin()
+        release = await permitted(call, this, standing)
         try:
             return await one_try(call, this, standing.try_began)
         except Failure as error:
@@ -427,6 +437,20 @@ async def _retried(call: Call, standing: Standing) -> Any:
             if delay_s is None:
                 raise
             standing.failed(error, delay_s)
+        finally:
+            if release is not None:
+                release()
+
+
+async def permitted(call: Call, this: Instance | None, standing: Standing) -> Callable[[], None] | None:
+    """Wait until a try may run, and return what is to be called when it has ended. The wait is no part of its time."""
+    limit = call.policy.concurrency
+    if limit is None or this is None:
+        return None
+    began = time.monotonic()
+    release = await permit(limit, this, call.args, call.kwargs)
+    standing.try_began += time.monotonic() - began
+    return release
 
 
 async def _kept_or_made(call: Call, standing: Standing) -> Any:

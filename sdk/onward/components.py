@@ -8,6 +8,7 @@ from functools import update_wrapper
 from typing import Any, Generic, Never, ParamSpec, Self, TypeVar, cast, overload
 
 from onward.calls import DEFAULT, Call, Policy, run
+from onward.concurrency import ConcurrencyLimit
 from onward.durations import Duration
 from onward.fallback import Fallback
 from onward.flights import TTL_DEFAULT, CachePolicy
@@ -124,6 +125,30 @@ class Fluent:
             ValueError: The time is not above 0, or too long.
         """
         return self._with(replace(self.policy, cache=CachePolicy.of(ttl, version=version, key=key)))
+
+    def concurrency(self, limit: int, *, key: str | Callable[..., Any] = "") -> Self:
+        """Let at most `limit` of them run at once: in all runs of the namespace, on all executors.
+
+        Each try waits in line for a permit, first come, first served, and gives it back when it ends: between two tries
+        it has none. A wait is no part of the try's time, but counts for `timeout(total=…)`. A result that the run
+        remembers or the cache has asks for none, nor does a fallback. A stream holds its permit from the first item
+        that is asked for to its end. A run that waits for one stays in its executor; one that parks (`onward.sleep`)
+        gives its permits back, and asks again when it wakes.
+
+        The component's name counts, and the key: what calls differ by in it is counted apart. A permit of an executor
+        that died is free after 10 s. A call below one of the same name and key fails, since both could wait for ever.
+        So could two components that call each other: give them a total time. A synchronous function whose time is up
+        goes on in its thread, without a permit. Outside a run, and for a workflow as a run of its own, there is no
+        limit. `onward.map(…, concurrency=)` is about one map, this is about all executors.
+
+        Args:
+            limit: How many at most, from 1. Where deployments name different limits, each keeps its own.
+            key: A string, or a function that takes the arguments and gives anything that JSON can say, e.g. a tenant.
+
+        Raises:
+            ValueError: The limit is no whole number from 1.
+        """
+        return self._with(replace(self.policy, concurrency=ConcurrencyLimit.of(limit, key=key)))
 
     def private(self, hidden: bool = True) -> Self:
         """Hide input and result from everybody who reads the log."""

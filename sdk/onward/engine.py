@@ -15,6 +15,7 @@ from onward.instance import Instance
 from onward.journal import Journal, NonDeterministic, inline, now
 from onward.log import INLINE_BYTES_MAX, AttemptLog, EventTooLarge, LogError, LogFull
 from onward.past import read
+from onward.permits import Permits
 from onward.replay import QUIET_S, Replay
 from onward.signature import InputInvalid, Kind, Unserializable
 from onward.v1.event_pb2 import (
@@ -76,6 +77,7 @@ class Attempt:
         digest_key: bytes = b"",
         trace_parent: str = "",
         cache: Cache | None = None,
+        permits: Permits | None = None,
     ) -> None:
         """Take the fields of an ExecuteRequest.
 
@@ -90,6 +92,7 @@ class Attempt:
             digest_key: Secret of the store that digests of inputs are keyed with; at most 64 bytes of it are used.
             trace_parent: W3C traceparent of the run's caller; empty when there is none.
             cache: Results of other runs; None keeps and finds none.
+            permits: Hold components to their limits of concurrency; None does not.
         """
         self.state: RunState.ValueType | None = None
         self._workflow = workflow
@@ -102,6 +105,7 @@ class Attempt:
         self._trace_parent = trace_parent
         self._digest_key = digest_key
         self._cache = cache
+        self._permits = permits
         self._journal: Journal | None = None
         self._body: asyncio.Task[Any] | None = None
         self._settled: asyncio.Future[None] | None = None
@@ -128,6 +132,7 @@ class Attempt:
             run=self._run,
             attempt=self._attempt,
             cache=self._cache,
+            permits=self._permits,
             digest_key=self._digest_key,
             secret=self._secret(),
             tracer=tracer,

@@ -33,6 +33,7 @@ class Instance:
         record: What earlier attempts left of it; None where this attempt is the first to call it.
         ended: Its try is over: nothing it does any more counts.
         flights: Keys of results for the cache that it and its callers are making.
+        permits: Names of the permits that it and its callers hold.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Instance:
         "name",
         "number",
         "parent",
+        "permits",
         "record",
         "scopes",
         "silent",
@@ -69,10 +71,12 @@ class Instance:
             self.silent = False
             self.scopes: tuple[Scope, ...] = ()
             self.flights: tuple[str, ...] = ()
+            self.permits: tuple[str, ...] = ()
         else:
             self.silent = parent.streams or parent.silent
             self.scopes = parent.scopes
             self.flights = parent.flights
+            self.permits = parent.permits
 
     @property
     def voice(self) -> bool:

@@ -22,6 +22,7 @@ from onward import tracing
 from onward.cache import Cache
 from onward.instance import Instance
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
+from onward.permits import Permits
 from onward.replay import Replay
 from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
@@ -128,6 +129,7 @@ class Journal:
         run: Run,
         attempt: int,
         cache: Cache | None = None,
+        permits: Permits | None = None,
         digest_key: bytes = b"",
         secret: bytes = b"",
         tracer: Tracer | None = None,
@@ -135,6 +137,7 @@ class Journal:
         self.log = log
         self.namespace, self.run_id, self.attempt = run.namespace, run.run_id, attempt
         self.cache = cache
+        self.permits = permits
         self.loop = asyncio.get_running_loop()
         self.tracer = tracer
         self.refusal: Exception | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -380,3 +380,46 @@ class MemoryCache:
         if made is not None and made[0] == owner:
             del self._made[key]
             made[1].set()
+
+
+class MemoryPermits:
+    """`onward.permits.Permits` for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+        self._lines: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+
+    async def acquire(self, name: str, limit: int, holder: str) -> Callable[[], None]:
+        place = (limit, asyncio.get_running_loop().create_future())
+        line = self._lines.setdefault(name, deque())
+        line.append(place)
+        self._grant(name)
+        held = True
+
+        def release() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._held[name] -= 1
+                self._grant(name)
+
+        try:
+            await place[1]
+        except asyncio.CancelledError:
+            if place[1].cancelled():
+                self._lines[name].remove(place)
+                self._grant(name)
+            else:
+                release()
+            raise
+        return release
+
+    def _grant(self, name: str) -> None:
+        line = self._lines[name]
+        while line and self._held[name] < line[0][0]:
+            _, granted = line[0]
+            if granted.cancelled():
+                return  # It leaves the line in a moment, and looks again.
+            line.popleft()
+            self._held[name] += 1
+            granted.set_result(None)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -29,6 +29,7 @@ from onward.calls import (
     in_total,
     look_up,
     next_in_time,
+    permitted,
     recorded_items,
     run,
     working,
@@ -131,6 +132,8 @@ class Flow:
         self._generator: AsyncIterator[Any] | None = None
         self._this: Instance | None = None
         """The try that runs."""
+        self._release: Callable[[], None] | None = None
+        """Gives back the try's permit."""
         self._standing: Standing | None = None
         """How far its tries have come; None before the component has begun."""
         self._again: deque[tuple[int, Any]] = deque()
@@ -287,6 +290,8 @@ class Flow:
                     # What an earlier attempt gave of it is no part of what another run is to get.
                     self._land(kept=False)
             self._this = await standing.begin()
+            if kept is None and not standing.fell_back and self.call.policy.concurrency is not None:
+                self._release = await self._permitted(standing)
         if not self._reached:
             self._items = Items(self.call.signature)
         self._first = True
@@ -306,6 +311,12 @@ class Flow:
             return None
         with working(self.call.instance):
             return await look_up(self.call)
+
+    async def _permitted(self, standing: Standing) -> Callable[[], None] | None:
+        if self._this is None:
+            return None
+        with working(self._this):
+            return await permitted(self.call, self._this, standing)
 
     def _land(self, *, kept: bool) -> None:
         """End the flight, if it has one."""
@@ -417,7 +428,15 @@ class Flow:
             await instance.journal.finished(instance, output, await self._memo(), cached=self.call.cached)
 
     async def _stop_try(self) -> None:
-        """Let the generator clean up; it may have been left between two items."""
+        """Let the generator clean up, which may have been left between two items, and give its permit back."""
+        try:
+            await self._stop_generator()
+        finally:
+            release, self._release = self._release, None
+            if release is not None:
+                release()
+
+    async def _stop_generator(self) -> None:
         this, generator = self._this, self._generator
         if generator is None:
             return

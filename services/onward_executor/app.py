@@ -19,6 +19,7 @@ from onward_executor.registration import register_for_ever
 from onward_executor.servicer import ExecutorServicer
 from onward_executor.settings import Settings
 from onward_runlog.errors import StoreUnavailable
+from onward_runlog.permits import RedisPermits
 from onward_runlog.registry import unregister
 from onward_runlog.store import open_store
 from onward_runlog.writer import LogWriter
@@ -73,7 +74,8 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             workflows=[workflow.to_proto() for workflow in served.workflows.values()],
             slots=settings.slots,
         )
-        holding = Holding(store, writer, served.workflows, executor, lease_ttl_s=LEASE_TTL_S)
+        permits = await stack.enter_async_context(RedisPermits(store).opened())
+        holding = Holding(store, writer, permits, served.workflows, executor, lease_ttl_s=LEASE_TTL_S)
         await stack.enter_async_context(holding.heartbeat.beating())
         grace_s = settings.drain_grace_s
         drains: set[asyncio.Task[None]] = set()

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from onward.engine import Attempt
+from onward.permits import Permits
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
 from onward.v1.run_pb2 import RunState
@@ -53,6 +54,7 @@ class Holding:
     Args:
         store: The store.
         writer: Appends for all of them.
+        permits: Limit their components.
         heartbeat: Renews their leases.
         workflows: What is served, by name.
         executor: Who this is.
@@ -62,6 +64,7 @@ class Holding:
         self,
         store: Store,
         writer: LogWriter,
+        permits: Permits,
         workflows: Mapping[str, Workflow[..., Any, Any]],
         executor: Executor,
         *,
@@ -73,6 +76,7 @@ class Holding:
         self._executor = executor
         self._runs = Runs(store)
         self._cache = RedisCache(store)
+        self._permits = permits
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._empty = asyncio.Event()
@@ -139,6 +143,7 @@ class Holding:
             digest_key=self._store.digest_key,
             trace_parent=request.trace_parent,
             cache=self._cache,
+            permits=self._permits,
         )
         held = _Held(attempt, log, request.attempt, run.namespace, run.run_id, request.alone)
         self._held[ref] = held

@@ -857,6 +857,70 @@ local function cache_release(keys, argv)
   return { 'ok' }
 end
 
+-- Permits: at most so many of a name at once, first come, first served. KEYS[1] is the partition of the name,
+-- "<namespace>/<digest>". Who asks is known by an id that it never uses again. All of them have a lease; who has one and
+-- no place in line holds a permit. The keys live as long as leases may: only permit_take makes any.
+local function permit_keys(base, name)
+  local prefix = base .. ':permits:' .. name
+  return prefix .. ':leases', prefix .. ':line', prefix .. ':asked'
+end
+
+-- Forgets who let its lease run out, and gives what is free to the first in line. `asking` hears of it by the reply.
+local function permit_grant(leases, line, asked, asking)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', int(now_ms()), 'LIMIT', 0, 1000)) do
+    redis.call('ZREM', leases, id)
+    redis.call('ZREM', line, id)
+    redis.call('HDEL', asked, id)
+  end
+  local held = redis.call('ZCARD', leases) - redis.call('ZCARD', line)
+  while true do
+    local id = redis.call('ZRANGE', line, 0, 0)[1]
+    if not id then return end
+    local limit, channel = string.match(redis.call('HGET', asked, id), '^(%d+) (.*)$')
+    if held >= tonumber(limit) then return end
+    redis.call('ZREM', line, id)
+    held = held + 1
+    if not asking[id] then redis.call('PUBLISH', channel, id) end
+  end
+end
+
+-- permit_take: name, ttl, channel, then for each: id, limit, "1" if it holds one already → for each: 1 it holds one, 0 it
+-- waits. For ttl, and again with each repeat. Who says that it holds one does, whatever was forgotten: it runs.
+local function permit_take(keys, argv)
+  local leases, line, asked = permit_keys(keys[1], argv[1])
+  local expiry = int(now_ms() + tonumber(argv[2]))
+  local asking = {}
+  for i = 4, #argv, 3 do
+    local id = argv[i]
+    asking[id] = true
+    if argv[i + 2] == '1' then
+      redis.call('ZREM', line, id)
+    elseif not redis.call('ZSCORE', leases, id) then
+      local last = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')[2]
+      redis.call('ZADD', line, int((tonumber(last) or 0) + 1), id)
+    end
+    redis.call('ZADD', leases, expiry, id)
+    redis.call('HSET', asked, id, argv[i + 1] .. ' ' .. argv[3])
+  end
+  permit_grant(leases, line, asked, asking)
+  local replies = {}
+  for i = 4, #argv, 3 do replies[#replies + 1] = redis.call('ZSCORE', line, argv[i]) and 0 or 1 end
+  for _, key in ipairs({ leases, line, asked }) do redis.call('PEXPIREAT', key, int(tonumber(expiry) + 60000)) end
+  return replies
+end
+
+-- permit_release: name, then ids, of who holds or waits → {"ok"}
+local function permit_release(keys, argv)
+  local leases, line, asked = permit_keys(keys[1], argv[1])
+  for i = 2, #argv do
+    redis.call('ZREM', leases, argv[i])
+    redis.call('ZREM', line, argv[i])
+    redis.call('HDEL', asked, argv[i])
+  end
+  permit_grant(leases, line, asked, {})
+  return { 'ok' }
+end
+
 -- A store that is out of memory takes no new run and no event, but leases live on and what is past its retention goes.
 local SMALL = { 'allow-oom' }
 
@@ -888,3 +952,5 @@ declare('unregister', unregister, SMALL)
 declare('cache_take', cache_take)
 declare('cache_keep', cache_keep)
 declare('cache_release', cache_release, SMALL)
+declare('permit_take', permit_take, SMALL)
+declare('permit_release', permit_release, SMALL)

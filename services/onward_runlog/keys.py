@@ -107,3 +107,8 @@ def posted_channel(base: str) -> str:
 def queued_channel(base: str) -> str:
     """Return the channel on which a queue's name says that a run waits in it."""
     return f"{base}:queued"
+
+
+def granted_channel(process: str) -> str:
+    """Return the channel on which a process hears of the permits that it gets while it waits for them."""
+    return f"onward:granted:{process}"

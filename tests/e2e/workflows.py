@@ -82,6 +82,24 @@ async def share(directory: str = "") -> int:
     return await once(directory)
 
 
+@component.concurrency(3, key=lambda directory, tenant, number: tenant)
+async def guarded(directory: str, tenant: str, number: int) -> int:
+    """Say in a ledger when it begins and when it ends, and do not end before it may."""
+    with (Path(directory) / f"ledger-{tenant}").open("a", buffering=1) as ledger:
+        ledger.write(f"begin {os.getpid()}\n")
+        while not (Path(directory) / "go").exists():  # noqa: ASYNC110 - the test is another process
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
+        ledger.write(f"end {os.getpid()}\n")
+    return number
+
+
+@workflow
+async def limited(directory: str = "", tenant: str = "") -> int:
+    """Call often what may not run often at once."""
+    return sum(await asyncio.gather(*(guarded(directory, tenant, number) for number in range(5))))
+
+
 @workflow
 async def many(count: int = 10) -> list[int]:
     """Call a component on many items at a time."""

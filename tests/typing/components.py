@@ -125,6 +125,11 @@ async def calls() -> None:
 
     assert_type(await bare.cache().cache("1h", version="2", key=lambda topic, words=3: topic)("tea"), list[str])
 
+    assert_type(await bare.concurrency(4).concurrency(4, key="a")("tea"), list[str])
+    assert_type(await bare.concurrency(4, key=lambda topic, words=3: topic)("tea"), list[str])
+    assert_type(await text.concurrency(1)("a"), str)
+    assert_type(await plain.concurrency(1).run_timeout("1h")(1), int)
+
     # What a fallback gives is a result, too.
     assert_type(await bare.fallback([])("tea", words=1), list[str])
     assert_type(await bare.fallback(None)("tea"), list[str] | None)
@@ -179,6 +184,9 @@ async def mistakes() -> None:
     bare("a", word=1)  # type: ignore[call-arg, unused-coroutine]
     fluent.retry(attempts="4")  # type: ignore[arg-type]
     bare.cache(None)  # type: ignore[arg-type]
+    bare.concurrency("4")  # type: ignore[arg-type]
+    bare.concurrency()  # type: ignore[call-arg]
+    bare.concurrency(4, key=1)  # type: ignore[arg-type]
     await omap(bare, [1])  # type: ignore[arg-type]
     await testing.run(blog, 1)  # type: ignore[arg-type]
     async for _ in bare("a"):  # type: ignore[attr-defined]

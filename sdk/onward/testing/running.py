@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from onward.engine import Attempt
 from onward.errors import RunFailed
 from onward.journal import NON_DETERMINISTIC
-from onward.memory import MemoryCache, MemoryRun
+from onward.memory import MemoryCache, MemoryPermits, MemoryRun
 from onward.retry import sleep
 from onward.signature import dump_any
 from onward.testing.points import Point, PointNotReached, after_offset
@@ -38,8 +38,10 @@ T = TypeVar("T")
 
 _crashes: ContextVar[tuple[Point | int, ...]] = ContextVar("onward_testing_crashes", default=())
 _signals: ContextVar[Mapping[str, Any]] = ContextVar("onward_testing_signals", default={})  # noqa: B039 - never written
-_shared: ContextVar[tuple[MemoryCache, Iterator[int]] | None] = ContextVar("onward_testing_cache", default=None)
-"""A cache that several runs use, and what they are numbered with."""
+_shared: ContextVar[tuple[MemoryCache, MemoryPermits, Iterator[int]] | None] = ContextVar(
+    "onward_testing_cache", default=None
+)
+"""A cache and permits that several runs use, and what they are numbered with."""
 _replays: ContextVar[bool] = ContextVar("onward_testing_replays", default=True)
 
 
@@ -116,6 +118,7 @@ class _Tested:
     data: bytes
     run_id: str
     cache: MemoryCache
+    permits: MemoryPermits
 
     async def attempt(self, memory: MemoryRun, cause: AttemptCause.ValueType, *, dies: Point | None = None) -> None:
         log = memory.begin(dies=dies)
@@ -131,6 +134,7 @@ class _Tested:
             executor_id=f"executor-{log.attempt}",
             deployment="test",
             cache=self.cache,
+            permits=self.permits,
         ).run()
 
 
@@ -147,9 +151,9 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
     if data is None:
         raise TypeError(f"the input of {workflow.name} has no JSON form")
     memory = MemoryRun()
-    cache, numbers = _shared.get() or (MemoryCache(), repeat(0))
+    cache, permits, numbers = _shared.get() or (MemoryCache(), MemoryPermits(), repeat(0))
     number = next(numbers)
-    tested = _Tested(workflow, data, f"test-{number}" if number else "test", cache)
+    tested = _Tested(workflow, data, f"test-{number}" if number else "test", cache, permits)
     crashes = list(_crashes.get())
     clock = _Clock()
     with no_backoff(), _in_no_time(clock):
@@ -224,8 +228,11 @@ def _in_no_time(clock: Callable[[], float]) -> Iterator[None]:
 
 @contextmanager
 def one_cache() -> Iterator[None]:
-    """Let the runs in the block share what their components keep with `cache`. Else each run begins with nothing."""
-    token = _shared.set((MemoryCache(), count(1)))
+    """Let the runs in the block share what their components keep with `cache`, and their limits of `concurrency`.
+
+    Else each run begins with nothing, and only its own calls count.
+    """
+    token = _shared.set((MemoryCache(), MemoryPermits(), count(1)))
     try:
         yield
     finally:
