@@ -351,6 +351,30 @@ async def test_what_answers_for_it_has_no_permit(running: Running) -> None:
     assert (await testing.run(flow)).output == ["good"] * 3
 
 
+async def test_a_stream_from_the_cache_or_of_a_fallback_has_no_permit() -> None:
+    """Read piece by piece or whole."""
+    permits, cache = Counting(), MemoryCache()
+
+    @component.concurrency(1)
+    async def stream(good: bool) -> AsyncIterator[str]:
+        if not good:
+            raise ValueError
+        yield "a"
+        yield "b"
+
+    @workflow
+    async def flow() -> list[str]:
+        kept, answered = stream.cache(), stream.fallback("ab")
+        read = ["".join([item async for item in kept(good=True)]) for _ in range(2)]
+        held = [permits.held async for _ in answered(good=False)]
+        assert held == [0]
+        return [*read, await kept(good=True), await answered(good=False)]
+
+    memory = await attempt(flow, permits, cache=cache)
+    assert memory.events[-1].run_state_changed.output.data == b'["ab","ab","ab","ab"]'
+    assert permits.asked == 3, "to make it once, and to fail twice"
+
+
 async def test_a_call_below_itself_fails_and_does_not_wait_for_ever() -> None:
     """At any depth, with any limit; another key is another limit."""
 
