@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -347,11 +347,19 @@ def block(component: Component, label: str, width: int) -> Group:
     if component.text:
         return Group(headline, Text(printable(component.text).strip("\n")), "")
     room = width - headline.cell_len - 4
-    if component.state == "ok" and component.output is not None and room > 10:
+    if component.tools and room > 10:
+        headline.append(f"  calls {cropped('; '.join(map(_tool, component.tools)), room)}", style="cyan")
+    elif component.state == "ok" and component.output is not None and room > 10:
         headline.append(f"  → {cropped(compact(component.output, width), room)}", style="dim")
     headline.no_wrap = True
     headline.overflow = "ellipsis"
     return Group(headline)
+
+
+def _tool(call: Any) -> str:
+    if not isinstance(call, dict) or "name" not in call:
+        return compact(call, TAIL_CHARS_MAX)
+    return f"{line(str(call['name']))}({told(call.get('arguments'))})"
 
 
 def _any_running(components: list[Component]) -> bool:

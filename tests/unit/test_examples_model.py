@@ -151,6 +151,16 @@ async def test_a_stream_without_an_end_is_an_error(monkeypatch: pytest.MonkeyPat
             await anext(answer)
 
 
+async def test_half_a_turn_is_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tool calls that broke off are not made, and half an answer is not taken for the notes."""
+    async with api(sse(("Tea ", None)), sse(("Tea.", "stop"))) as (url, _):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        question = [{"role": "user", "content": "Say something."}]
+        with pytest.raises(ConnectionError, match="broke off"):
+            await model.converse(question)
+        assert (await model.converse(question)) == model.Said("Tea.", [])
+
+
 @pytest.mark.parametrize("content", ['{"titles": ["a", "b"]}', '{"titles": ["a", "a", "b"]}', '{"titles": ["a', ""])
 async def test_an_answer_of_another_shape_is_an_error(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     """Too short, repeated, cut off or empty: asked again by whoever has the policy, not used."""

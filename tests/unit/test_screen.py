@@ -16,6 +16,7 @@ from onward.errors import Unavailable
 from onward.payload import encode
 from onward.v1.event_pb2 import (
     CHANGE_SET,
+    CHANNEL_TOOL,
     OUTCOME_ERROR,
     OUTCOME_OK,
     ROLLBACK_CAUSE_ATTEMPT_LOST,
@@ -225,6 +226,25 @@ def test_finished_components_are_written_in_the_order_they_began() -> None:
     order = [written.index(text) for text in ("✓ section  2.0s", "First.", "✓ section#2  3.0s", "Second.")]
     assert order == sorted(order)
     assert terminal.live == ["blog_post  run-1  ● RUNNING  12s", HINT]
+
+
+def test_a_model_that_calls_tools_says_which() -> None:
+    """Beside it stands what it asked for, not how its answer is packed, whatever was in the log."""
+    story = Story().queued().attempt().started("c1", "chat").started("c2", "chat")
+    for tool in (
+        {"name": "search", "arguments": {"query": "tea\x1b[2J"}},
+        {"name": "read", "arguments": {"page": "a", "line": 2}},
+    ):
+        story.add("c1", output_delta=OutputDelta(channel=CHANNEL_TOOL, value=encode(tool)))
+    for other in ({"name": "stop"}, 3):
+        story.add("c2", output_delta=OutputDelta(channel=CHANNEL_TOOL, part=1, value=encode(other)))
+    story.finished("c1", {"status": 200}).finished("c2", {"status": 200})
+    written = Terminal(width=90).tell(story).write()
+    assert "✓ chat  2.0s  calls search(tea" in written
+    assert "; read(page=a, line=2)" in written
+    assert "✓ chat#2  2.0s  calls stop(); 3" in written
+    assert "\x1b[2J" not in written
+    assert "status" not in written
 
 
 def test_nobody_waits_for_one_that_calls_others_or_for_too_long() -> None:
