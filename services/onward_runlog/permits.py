@@ -134,6 +134,10 @@ class RedisPermits:
     async def _ask(self, name: str, group: Sequence[_Asked]) -> None:
         """Ask for permits, and renew those that are held or waited for. Who gets no answer is asked for again."""
         arguments: list[Argument] = []
+        # Given back since, and renewed after that, it would be nobody's for as long as a lease.
+        group = [asked for asked in group if asked.id in self._asked]
+        if not group:
+            return
         for asked in group:
             arguments += (asked.id, asked.limit, int(asked.held))
         try:

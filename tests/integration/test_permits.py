@@ -12,6 +12,7 @@ from tests.runlog import all_keys, eventually
 from onward.memory import MemoryPermits
 from onward.permits import Permits
 from onward_runlog import keys
+from onward_runlog import permits as in_redis
 from onward_runlog.permits import RedisPermits
 from onward_runlog.store import Store, open_store
 
@@ -211,6 +212,17 @@ async def test_a_store_that_forgot_is_told_again_who_runs(store: Store) -> None:
         assert await store.call("permit_take", base, NAME, 60_000, "c", "next", 1, 0) == [0]
         release()
         assert await store.call("permit_take", base, NAME, 60_000, "c", "next", 1, 0) == [1]
+
+
+async def test_what_was_given_back_is_not_renewed(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """Not even by a renewal that had just begun."""
+    monkeypatch.setattr(in_redis, "BEATS", 10**6)
+    base = keys.base(keys.partition_of(NAME, store.partitions))
+    async with RedisPermits(store).opened() as permits:
+        for _ in range(300):
+            (await soon(permits.acquire(NAME, 1, "h")))()
+        assert await store.call("permit_take", base, NAME, 60_000, "c", "last", 1, 0) == [1]
+        assert await store.command("ZRANGE", f"{base}:permits:{NAME}:leases", 0, -1) == [b"last"]
 
 
 async def test_a_message_that_is_lost_is_found_out(store: Store) -> None:
