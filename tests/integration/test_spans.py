@@ -26,6 +26,8 @@ from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
 
 CODE = """
+import asyncio
+
 from onward import component, workflow
 
 @component
@@ -39,6 +41,14 @@ async def branch() -> str:
 @workflow
 async def tree() -> str:
     return await branch()
+
+@component.concurrency(1)
+async def guarded() -> None:
+    await asyncio.sleep(0.1)
+
+@workflow
+async def turns() -> None:
+    await asyncio.gather(guarded(), guarded())
 """
 
 
@@ -123,6 +133,21 @@ async def test_a_run_is_one_trace_from_its_caller_to_its_components(
         assert run.start_time is not None
         assert attempt.start_time is not None
         assert run.start_time < attempt.start_time, "a run's span begins when it is accepted"
+
+
+async def test_a_wait_for_a_permit_is_in_the_span_of_who_waited(
+    redis_url: str, code: Path, spans: InMemorySpanExporter
+) -> None:
+    """With how long it was."""
+    async with (
+        doors(redis_url) as (gateway, scheduler),
+        Client(gateway) as client,
+        executing(code, redis_url, scheduler),
+    ):
+        await (await client.start("turns")).result()
+    first, second = [span.events for span in spans.get_finished_spans() if span.name == "guarded"]
+    waits = [event.attributes for event in (*first, *second) if event.name == "permit" and event.attributes]
+    assert any(wait["onward.limit"] == 1 and 0.05 < float(str(wait["onward.waited_s"])) < 30 for wait in waits)
 
 
 async def test_a_run_that_ends_without_an_executor_has_a_span_too(
