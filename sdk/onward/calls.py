@@ -10,7 +10,7 @@ import contextvars
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -23,9 +23,9 @@ from onward.failure import component_error, run_error
 from onward.fallback import Fallback
 from onward.flights import CachePolicy, Flight, Kept, take
 from onward.instance import Entered, Instance, Scope, leave
-from onward.journal import SEEN_BYTES_MAX, seen
+from onward.journal import NOTHING, SEEN_BYTES_MAX, seen
 from onward.limits import UNLIMITED, Limits, total_timeout, try_timeout, within
-from onward.past import DELTAS, ITEMS
+from onward.past import DELTAS, ITEMS, Places
 from onward.replay import Diverged
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
 from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
@@ -214,7 +214,7 @@ async def remembered(call: Call, instance: Instance) -> Any:
 
 
 async def recorded_items(call: Call, instance: Instance) -> list[tuple[int, Any]]:
-    """Return the items of a stream that the log has, each with its offset; the last one's where none is known.
+    """Return the items of a stream that the log has, each with its offset, or that of what was given before it.
 
     Raises:
         CancelledError: The attempt is over, or the code cannot read them any more.
@@ -226,7 +226,8 @@ async def recorded_items(call: Call, instance: Instance) -> list[tuple[int, Any]
         if record.remembered and value is not None and value.media_type != DELTAS:
             data = await journal.kept(value)
             if value.media_type == ITEMS:
-                return [(record.finished_offset, one) for one in load_items(signature, data)]
+                places = Places.load(record.places, record.started_offset)
+                return list(zip(places, load_items(signature, data), strict=False))
             whole = signature.load_output(data)
             return [(record.finished_offset, one) for one in ([whole] if isinstance(whole, str) else whole)]
         found: list[tuple[int, Any]] = []
@@ -274,10 +275,16 @@ async def succeed(call: Call, instance: Instance, value: Any) -> None:
     await instance.journal.finished(instance, output, memo, cached=call.cached)
 
 
-async def fail(call: Call, instance: Instance, error: BaseException, memo: Payload | None = None) -> NoReturn:
+async def fail(
+    call: Call,
+    instance: Instance,
+    error: BaseException,
+    memo: Payload | None = None,
+    beside: Mapping[str, bytes] = NOTHING,
+) -> NoReturn:
     """Commit the error, and raise it as the caller sees it."""
     told = run_error(error, call.error_reason(error), instance.id)
-    await instance.journal.failed(instance, told, memo)
+    await instance.journal.failed(instance, told, memo, beside=beside)
     raise component_error(call.name, told) from error
 
 

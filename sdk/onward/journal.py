@@ -400,7 +400,7 @@ class Journal:
     ) -> None:
         if instance.span is not None:
             tracing.end(instance.span, cancelled=True)
-        if self.replay is not None and instance.record is not None:
+        if self.replay is not None and instance.record is not None and not self.closed:
             self.replay.ended(instance.record)
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)), memo=beside)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, repeat
 
-from onward.log import ASKED, AttemptLog
+from pydantic_core import from_json, to_json
+
+from onward.log import ASKED, INLINE_BYTES_MAX, AttemptLog
 from onward.turns import NEVER
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_WOKEN,
@@ -30,6 +32,9 @@ ITEMS = "application/vnd.onward.items+json"
 
 DELTAS = "application/vnd.onward.deltas"
 """Media type of a memo that says: the items are the instance's deltas in the log, one each."""
+
+PLACES = "{}/after"
+"""Name in the memo of the `Places` of an instance's items."""
 
 PIECES = "application/vnd.onward.pieces"
 """Media type of a memo that says: the items are in pieces of their own in the memo, beside their deltas in the log."""
@@ -132,6 +137,35 @@ class Piece:
         return cls(int.from_bytes(data[:4], "big"), data[4:12], data[12:])
 
 
+class Places:
+    """After which offset of the log each item of a stream was given, where the log does not show the items.
+
+    Its reader may have called something between two of them, so they cannot all come again where the stream ended.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[list[int]] = []
+
+    def add(self, offset: int) -> None:
+        """An item is given now, after what stands at `offset` and before what stands next."""
+        if self._runs and self._runs[-1][0] == offset:
+            self._runs[-1][1] += 1
+        else:
+            self._runs.append([offset, 1])
+
+    def beside(self, instance_id: str) -> dict[str, bytes]:
+        """Return them for the memo. So many that they take too much room are not kept."""
+        data = to_json(self._runs)
+        return {PLACES.format(instance_id): data} if self._runs and len(data) <= INLINE_BYTES_MAX else {}
+
+    @staticmethod
+    def load(data: bytes, otherwise: int) -> Iterator[int]:
+        """Yield the offset of each item, and for those of which nothing is known `otherwise`."""
+        runs = from_json(data) if data else ()
+        # 0 is where nothing at all had been given before.
+        return chain(chain.from_iterable(repeat(offset or 1, times) for offset, times in runs), repeat(otherwise))
+
+
 @dataclass(slots=True, eq=False)
 class Record:
     """What earlier attempts left of one instance.
@@ -155,11 +189,14 @@ class Record:
         memo: Its result where that differs.
         error: Why it failed.
         pieces: What it gave, where it is a stream that wrote pieces.
+        places: When it gave them, where it is a stream whose items the log does not show. See `Places`.
         trail: What it had shown.
         below: Its calls by id, those that a later attempt can meet again.
         gone: Ids below it that it cannot, and that had shown something.
         called_offset: Where it last began a call of its own in its present try; 0 where it did not.
         first_item_offset: Its first delta that is not void; 0 where there is none.
+        holds_offset: What stands from here on waits until it is called again. That is where it began first, but where
+            it comes later this time.
         met: It was called again, or nobody waits for that any more.
     """
 
@@ -181,10 +218,12 @@ class Record:
     memo: Payload | None = None
     error: RunError | None = None
     pieces: list[Piece] = field(default_factory=list)
+    places: bytes = b""
     trail: Trail = field(default_factory=Trail)
     below: dict[str, Record] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
     called_offset: int = 0
+    holds_offset: int = 0
     met: bool = False
 
     @property
@@ -295,6 +334,7 @@ class Past:
             self.taken[finished.signal_offset] = tuple(_path(record))
         memo = self._memo.get(record.id)
         record.memo = Payload.FromString(memo) if memo is not None else None
+        record.places = self._memo.get(PLACES.format(record.id), b"")
         if finished.outcome == OUTCOME_ERROR:
             record.error = finished.error
         elif finished.output.WhichOneof("value") is not None:
@@ -384,11 +424,16 @@ class Past:
             yield piece
 
     def expected(self) -> list[Record]:
-        """Return what the same code calls again, in the order in which it was called first."""
+        """Return what the same code calls again, in the order in which it does so."""
         cancelled = {id(one) for record in self.records.values() if record.cancelled for one in record.all_below()}
         found = [one for one in self.records.values() if one.parent is not None and id(one) not in cancelled]
-        found.sort(key=_by_start)
-        return found
+        for one in found:
+            one.holds_offset = one.started_offset
+        found.sort(key=_by_place)
+        for stream in found:
+            if not stream.outcome and stream.items_are_used:
+                _come_later(stream)
+        return sorted((one for one in found if one.holds_offset < NEVER), key=_by_place)
 
     def _unfinished(self) -> Iterator[Record]:
         ended = {id(one) for record in self.records.values() if record.cancelled for one in record.all_below()}
@@ -416,5 +461,19 @@ def _path(record: Record) -> Iterator[str]:
         above = above.parent
 
 
-def _by_start(record: Record) -> int:
-    return record.started_offset
+def _come_later(stream: Record) -> None:
+    """Note when what lies below a stream is called again whose reader is given the recorded items first.
+
+    Its code begins when the reader asks for more than these. That the reader had done so the last time is known from
+    what the code called after the last of them; where it called nothing, nobody may wait for it.
+    """
+    last, _ = stream.trail.deltas[-1]
+    below = list(stream.all_below())
+    again = min((one.holds_offset for one in below if one.started_offset > last), default=NEVER)
+    for one in below:
+        if one.started_offset < last:
+            one.holds_offset = max(one.holds_offset, again)
+
+
+def _by_place(record: Record) -> tuple[int, int]:
+    return record.holds_offset, record.started_offset

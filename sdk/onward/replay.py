@@ -109,8 +109,9 @@ class Replay:
                 if not one.cancelled:
                     missing.append(one.name)
             self.past.records.pop(one.id, None)
-        if missing:
+        if missing and self.strict:
             logger.warning("%s did not call again: %s", record.name or "the workflow", ", ".join(missing[:10]))
+        if missing:
             self._wake()
 
     def failed_try(self, record: Record) -> None:
@@ -134,7 +135,7 @@ class Replay:
 
     def _is_blocked(self, offset: int) -> bool:
         missing = self._missing()
-        if missing is None or missing.started_offset > offset:
+        if missing is None or missing.holds_offset > offset:
             return False
         if self._patience is None:
             patience_s = (LIVE_S if self.live else QUIET_S) / 2**self._in_vain
@@ -154,7 +155,7 @@ class Replay:
         self._in_vain += 1
         given = self.turns.first
         skipped = []
-        while (missing := self._missing()) is not None and missing.started_offset < given:
+        while (missing := self._missing()) is not None and missing.holds_offset <= given:
             missing.met = True
             skipped.append(missing.name)
         if skipped:

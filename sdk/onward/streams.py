@@ -38,7 +38,7 @@ from onward.failure import component_error
 from onward.flights import VALUE_BYTES_MAX, Kept
 from onward.instance import Instance, leave
 from onward.limits import UNLIMITED, Limits
-from onward.past import DELTAS, ITEMS
+from onward.past import DELTAS, ITEMS, Places
 from onward.text import well_formed
 from onward.v1.run_pb2 import Payload
 
@@ -152,6 +152,8 @@ class Flow:
         """An item reached the caller: from here on the caller's code decides what a retry means."""
         self._items = Items(call.signature)
         self._seen = Seen()
+        self._places = Places()
+        """When the items were given, where the log does not show them."""
         self._looked_up = False
         """The cache was asked."""
         self._for_cache: list[bytes] = []
@@ -217,7 +219,7 @@ class Flow:
         instance = self.call.instance
         assert instance is not None
         offset, item = self._again[0]
-        await self._turn(offset)
+        await self._turn(offset, after=not instance.voice)
         self._again.popleft()
         self._reached = True
         self._items.check(item)
@@ -258,9 +260,9 @@ class Flow:
             # It had been left here. Likely it is left again, and does not run at all.
             await self._turn(instance.record.finished_offset)
 
-    async def _turn(self, offset: int) -> None:
+    async def _turn(self, offset: int, *, after: bool = False) -> None:
         assert self.call.instance is not None
-        await self.call.instance.journal.turns.turn(offset, yields=True)
+        await self.call.instance.journal.turns.turn(offset, yields=True, after=after)
 
     def _unseen(self, item: Any) -> Any:
         """Return what of an item was not given before; None where all of it was."""
@@ -364,8 +366,13 @@ class Flow:
         if self._items.is_text is not True:
             self.call.signature.check_item(item, self.call.signature.dump_item(item))
         if this.voice:
-            offset = await this.journal.append(*await deltas(self.call, this, self._items, item))
+            events = list(await deltas(self.call, this, self._items, item))
+            offset = await this.journal.append(*events)
+            if not events and this.record is not None:
+                offset = this.record.trail.last or offset  # There it stands already, before what followed it.
             await this.journal.turns.turn(offset)
+        else:
+            self._places.add(this.journal.turns.newest)
         self._keep(item)
 
     def _keep(self, item: Any) -> None:
@@ -408,12 +415,14 @@ class Flow:
             self._land(kept=False)
             if instance is None:
                 raise error
-            await fail(self.call, instance, error, await self._memo() if self._reached else None)
+            memo = await self._memo() if self._reached else None
+            await fail(self.call, instance, error, memo, self._places.beside(instance.id))
         standing.failed(error, delay_s or 0.0, fallback=falls_back)
         if falls_back:
             self._land(kept=False)
         self._generator = None
         self._seen = Seen()
+        self._places = Places()
         self._for_cache.clear()
         self._cached_size = 0
 
@@ -425,7 +434,10 @@ class Flow:
             private = self.call.policy.private
             output = None if private else self._seen.payload(is_text=self._items.is_text is not False)
             self._land(kept=True)
-            await instance.journal.finished(instance, output, await self._memo(), cached=self.call.cached)
+            places = self._places.beside(instance.id)
+            await instance.journal.finished(
+                instance, output, await self._memo(), beside=places, cached=self.call.cached
+            )
 
     async def _stop_try(self) -> None:
         """Let the generator clean up, which may have been left between two items, and give its permit back."""

@@ -36,7 +36,9 @@ class Turns:
         self._loop = asyncio.get_running_loop()
         self._ready = getattr(self._loop, "_ready", None)
         """What the loop has to do now. asyncio's own loop alone has it; with others turns are counted."""
-        self._pending: list[tuple[int, int, asyncio.Future[None]]] = []
+        self.newest = 0
+        """The offset up to which everything was given that reached anybody."""
+        self._pending: list[tuple[int, bool, int, asyncio.Future[None]]] = []
         self._numbers = count()
         self._left = 0
         """Turns until what was given last has had its effect."""
@@ -47,23 +49,25 @@ class Turns:
     @property
     def first(self) -> int:
         """The offset that is waited for and comes first; 0 where nobody waits."""
-        while self._pending and self._pending[0][2].done():
+        while self._pending and self._pending[0][3].done():
             heappop(self._pending)  # Whoever waited was cancelled.
         return self._pending[0][0] if self._pending else 0
 
-    async def turn(self, offset: int, *, yields: bool = False) -> None:
+    async def turn(self, offset: int, *, yields: bool = False, after: bool = False) -> None:
         """Wait until it is the turn of what stands at `offset`.
 
         Args:
             offset: Its place in the log.
             yields: Let the event loop have a turn in any case: much that is there already comes in a row.
+            after: It has no place of its own. It came after what stands there, and before what stands next.
         """
         if not yields and self.at_once(offset):
             return
         future = self._loop.create_future()
-        heappush(self._pending, (offset, next(self._numbers), future))
+        heappush(self._pending, (offset, after, next(self._numbers), future))
         self.look()
         await future
+        self._came(offset)
         self._last = asyncio.current_task()
 
     def at_once(self, offset: int) -> bool:
@@ -73,6 +77,7 @@ class Turns:
             return False
         if self._blocked is not None and self._blocked(offset):
             return False
+        self._came(offset)
         self._last = task
         self._left = SETTLE_TURNS
         if not self._scheduled:
@@ -90,6 +95,10 @@ class Turns:
             self._scheduled = True
             self._loop.call_soon(self._pump)
 
+    def _came(self, offset: int) -> None:
+        if self.newest < offset < NEVER:
+            self.newest = offset
+
     def _given(self, task: asyncio.Task[Any] | None) -> None:
         self._last = task
         self._left = SETTLE_TURNS
@@ -105,6 +114,6 @@ class Turns:
         self._last = None
         offset = self.first
         if offset and not (self._blocked is not None and self._blocked(offset)):
-            future = heappop(self._pending)[2]
+            future = heappop(self._pending)[3]
             future.set_result(None)
             self._given(None)

@@ -539,6 +539,101 @@ async def test_a_call_that_is_never_made_again_blocks_nobody(
     assert "maybe" in caplog.text
 
 
+async def _at_every_offset(flow: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Run it with an executor lost after every event, and then another, and hold it to the order of the log."""
+    calm = await testing.run(flow)
+    with caplog.at_level(logging.WARNING, "onward.replay"):
+        for offset in range(2, len(calm.events)):
+            for gap in (2, 3, 6):
+                with testing.crash(offset, offset + gap):
+                    result = await testing.run(flow)
+                assert result.output == calm.output
+                assert not caplog.messages, (offset, gap)
+
+
+@component
+async def note(what: str) -> str:
+    return what
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_items_that_the_log_does_not_show_come_again_between_the_calls(
+    fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each where it came, and not all of them where the stream ended: their reader called something in between."""
+
+    @component
+    async def words() -> AsyncIterator[str]:
+        for word in ("a", "b", "c"):
+            yield word
+            await note(f"after {word}")
+        if fails:
+            raise ValueError("no more")
+
+    @component
+    async def story() -> AsyncIterator[str]:
+        try:
+            async for word in words():
+                yield await note(word)
+        except ComponentError:
+            yield "."
+        await stop()
+
+    @workflow
+    async def flow() -> str:
+        return await story()
+
+    await _at_every_offset(flow, caplog)
+
+
+async def test_what_a_stream_called_between_items_that_are_given_again_is_not_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its code begins when all of them are given and its reader asks for more."""
+
+    @component
+    async def inner() -> AsyncIterator[str]:
+        for word in ("x", "y"):
+            yield await note(f"inner {word}")
+
+    @component
+    async def words() -> AsyncIterator[str]:
+        yield "a"
+        await note("between")
+        yield "b"
+        async for word in inner():
+            yield await note(word)
+        await note("last")
+
+    @workflow
+    async def flow() -> list[str]:
+        found = []
+        async for word in words():
+            found.append(await note(word))
+            await stop()
+        return found
+
+    await _at_every_offset(flow, caplog)
+
+
+async def test_an_item_that_stands_in_the_log_does_not_wait_for_what_came_after_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stream whose reader calls nothing runs again from its first line, and shows nothing twice."""
+
+    @component
+    async def words() -> AsyncIterator[str]:
+        for word in ("a", "b"):
+            yield word
+            await note(word)
+
+    @workflow
+    async def flow() -> list[str]:
+        return [word async for word in words()]
+
+    await _at_every_offset(flow, caplog)
+
+
 # Changed code
 
 

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import httpx2
@@ -34,7 +35,7 @@ from onward.openai.answers import DONE, Answer, Chunks, ErrorChunk, Splice, Unre
 from onward.openai.policy import ModelPolicy, Stall
 from onward.openai.providers import Provider, Providers, json_object, name_of, readdressed
 from onward.openai.wires import Wire
-from onward.past import PIECES, Piece, Record
+from onward.past import PIECES, Piece, Places, Record
 from onward.signature import Signature
 from onward.streams import Flow
 from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, Event, OutputDelta
@@ -274,7 +275,9 @@ class Exchange(Flow):
         elif memo.media_type == PIECES:
             self._recall_pieces(record, self._head["pieces"])
         elif body:
-            self._replayed.append((record.finished_offset, Piece(0, b"", body)))
+            places = Places.load(record.places, record.started_offset)
+            for offset, events in groupby(zip(places, body.split(b"\n\n"), strict=False), key=itemgetter(0)):
+                self._replayed.append((offset, Piece(0, b"", b"\n\n".join(event for _, event in events))))
 
     def _recall_pieces(self, record: Record, count: int) -> None:
         offset = record.started_offset
@@ -619,6 +622,8 @@ class Exchange(Flow):
             await journal.turns.turn(offset)
         else:
             self._chunks += self._batch
+            for _ in self._batch:
+                self._places.add(this.journal.turns.newest)
         self._ready += self._batch
         self._batch = []
         self._deltas = []
@@ -626,7 +631,7 @@ class Exchange(Flow):
     async def _give_again(self) -> None:
         """Have the next piece of an earlier attempt ready, in its turn."""
         offset, one = self._replayed[0]
-        await self._turn(offset)
+        await self._turn(offset, after=not self._instance.voice)
         self._replayed.popleft()
         given = one.data.split(b"\n\n")
         self._ready += given
@@ -670,7 +675,7 @@ class Exchange(Flow):
             output = seen(b'%b,"answer":%b}' % (to_json(told)[:-1], shown) if is_json else to_json(told))
         memo = await self._memo_of(body)
         self._end()
-        await instance.journal.finished(instance, output, memo, self._usage)
+        await instance.journal.finished(instance, output, memo, self._usage, beside=self._places.beside(instance.id))
 
     async def _broke(self, error: BaseException) -> None:
         """The stream broke after its first token: what came is given, and then the error."""
@@ -695,7 +700,7 @@ class Exchange(Flow):
         told = run_error(error, self.call.error_reason(error), instance.id)
         memo = await self._memo_of(body)
         self._end()
-        await instance.journal.failed(instance, told, memo, self._usage)
+        await instance.journal.failed(instance, told, memo, self._usage, beside=self._places.beside(instance.id))
 
     def _count(self) -> None:
         """Note what the last try used. Of those before it nobody reported anything."""
