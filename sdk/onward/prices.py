@@ -6,9 +6,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from onward.v1.run_pb2 import Usage
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, Provider
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +52,36 @@ def micros(usage: Usage, models: Sequence[str], url: str) -> int:
 
 
 def _micros(model: str, url: str, input_tokens: int, output_tokens: int, cached_tokens: int) -> int | None:
+    priced = _priced(model, url)
+    if priced is None:
+        return None
     import genai_prices  # As late as its list is needed.
 
+    provider, info = priced
     tokens = genai_prices.Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cache_read_tokens=min(cached_tokens, input_tokens) or None,
     )
     try:
-        found = genai_prices.calc_price(tokens, model_ref=model, provider_api_url=url)
-    except (LookupError, ValueError):
-        # A gateway of one's own serves models of others: then the model's name alone tells.
+        return round(info.calc_price(tokens, provider).total_price * 1_000_000)
+    except ValueError:
+        return None
+
+
+@lru_cache(1024)
+def _priced(model: str, url: str) -> tuple[Provider, ModelInfo] | None:
+    """Return where a model stands in the list. A name that is not there is compared with all that are: once."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    prices = get_snapshot()
+    # A gateway of one's own serves models of others: then the model's name alone tells.
+    for address in (url, None):
         try:
-            found = genai_prices.calc_price(tokens, model_ref=model)
-        except (LookupError, ValueError):
-            return None
-    return round(found.total_price * 1_000_000)
+            return prices.find_provider_model(model, None, None, address)
+        except LookupError:
+            pass
+    return None
 
 
 @cache
