@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from onward.chance import now as now
     from onward.chance import random as random
     from onward.chance import uuid as uuid
+    from onward.children import Child as Child
+    from onward.children import start_child as start_child
     from onward.client import Client as Client
     from onward.client import SyncClient as SyncClient
     from onward.components import Component as Component
     from onward.components import component as component
+    from onward.continuing import continue_as as continue_as
     from onward.errors import ComponentError as ComponentError
     from onward.errors import Denied as Denied
     from onward.errors import InternalError as InternalError
@@ -53,6 +56,9 @@ _HOMES = {
     "Component": "components",
     "component": "components",
     "map": "mapping",
+    "Child": "children",
+    "start_child": "children",
+    "continue_as": "continuing",
     "now": "chance",
     "random": "chance",
     "uuid": "chance",

@@ -107,8 +107,6 @@ def _number(instance: Instance | None) -> float:
 def _derived(instance: Instance) -> bytes:
     """Return 16 bytes that nobody can guess, the same for the same call in the same tries of the same run."""
     digest = blake2b(instance.id.encode(), digest_size=16, key=instance.journal.secret)
-    above = instance.parent
-    while above is not None:
-        digest.update(b"%d " % above.number)
-        above = above.parent
+    for number in instance.tries():
+        digest.update(b"%d " % number)
     return digest.digest()

@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from onward.blocking import Answer, Facade, Flattened, Items, LoopThread
 from onward.continuity import Continuity, EventsMissing
 from onward.durations import Duration, seconds
-from onward.errors import InternalError, RequestError, RunFailed, Unavailable
+from onward.errors import InternalError, RequestError, RunFailed, RunNotFound, Unavailable
 from onward.gateways import ANSWER_S, Gateways
 from onward.payload import decode, decode_bytes, encode
 from onward.subscription import Subscription
@@ -490,30 +490,52 @@ class Client:
             self._gateways.leave(address)
             await patience.wait(error)
 
-    async def wait_for(self, run_id: str, timeout: Duration | None = None) -> Run:  # noqa: ASYNC109  # as invoke
+    async def wait_for(
+        self,
+        run_id: str,
+        timeout: Duration | None = None,  # noqa: ASYNC109  # as invoke
+        *,
+        chain: bool = False,
+    ) -> Run:
         """Return a run when it is terminal, or PAUSED and so will not end by itself.
 
         Args:
             run_id: The run.
             timeout: How long to wait. The run goes on when that has passed.
+            chain: Where it goes on as another run (`continue_as`) wait for that, and return the last.
 
         Raises:
             TimeoutError: It did not end in time.
             RunNotFound: There is no such run.
         """
-        request = gateway.GetRunRequest(run_id=run_id, wait=_duration(WAIT_S))
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None if timeout is None else seconds(timeout)):
-                while True:
-                    asked = loop.time()
-                    response = await self._gateways.ask(lambda stub: stub.GetRun, request, timeout_s=WAIT_S + ANSWER_S)
-                    if response.run.state in TERMINAL or response.run.state == RUN_STATE_PAUSED:
-                        return response.run
-                    # A Gateway that drains may answer early; it is not asked again at once.
-                    await asyncio.sleep(max(0.0, asked + 0.2 - loop.time()))
+                run = await self._ended(run_id)
+                while chain and run.continued_as_run_id:
+                    run = await self._successor(run.continued_as_run_id)
+                return run
         except TimeoutError:
             raise TimeoutError(f"run {run_id} goes on: it did not end within {timeout}") from None
+
+    async def _ended(self, run_id: str) -> Run:
+        request = gateway.GetRunRequest(run_id=run_id, wait=_duration(WAIT_S))
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time()
+            response = await self._gateways.ask(lambda stub: stub.GetRun, request, timeout_s=WAIT_S + ANSWER_S)
+            if response.run.state in TERMINAL or response.run.state == RUN_STATE_PAUSED:
+                return response.run
+            # A Gateway that drains may answer early; it is not asked again at once.
+            await asyncio.sleep(max(0.0, asked + 0.2 - loop.time()))
+
+    async def _successor(self, run_id: str) -> Run:
+        """`_ended`, of a run that another one goes on as: it is accepted a moment after that has ended."""
+        patience = self._gateways.patience()
+        while True:
+            try:
+                return await self._ended(run_id)
+            except RunNotFound as error:
+                await patience.wait(error)
 
     async def value(self, run_id: str, payload: Payload) -> Any:
         """Return the value of a payload of a run, read from where it is kept if it is not in the payload itself."""
@@ -585,6 +607,8 @@ class RunHandle:
     async def result(self, timeout: Duration | None = None) -> Any:  # noqa: ASYNC109  # as Client.invoke
         """Wait for the run's end and return its output, decoded, wherever it is kept.
 
+        Where it goes on as another run (`continue_as`) it is the output of the last.
+
         Args:
             timeout: How long to wait. The run goes on when that has passed.
 
@@ -592,11 +616,12 @@ class RunHandle:
             RunFailed: It ended FAILED or CANCELLED, or is PAUSED.
             TimeoutError: It did not end in time.
         """
-        run = await self._client.wait_for(self.run_id, timeout)
+        run = await self._client.wait_for(self.run_id, timeout, chain=True)
+        last = run.run_id if run.continued_from_run_id else self.run_id
         if run.state != RUN_STATE_SUCCEEDED:
             state = RunState.Name(run.state).removeprefix("RUN_STATE_")
-            raise RunFailed(self.run_id, state, run.error.reason, run.error.message)
-        return await self._client.value(self.run_id, run.output)
+            raise RunFailed(last, state, run.error.reason, run.error.message)
+        return await self._client.value(last, run.output)
 
     async def signal(self, name: str, value: Any = None, *, request_id: str = "") -> int:
         """As `Client.signal`."""

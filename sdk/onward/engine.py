@@ -10,6 +10,7 @@ from typing import Any
 from onward import tracing
 from onward.cache import Cache
 from onward.calls import Call, tries
+from onward.continuing import continued, errand, successor
 from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
 from onward.instance import Instance
 from onward.journal import Journal, NonDeterministic, inline, now
@@ -107,6 +108,8 @@ class Attempt:
         self._cache = cache
         self._permits = permits
         self._journal: Journal | None = None
+        self._outbox: list[bytes] = []
+        """What the run's end asks of others."""
         self._body: asyncio.Task[Any] | None = None
         self._settled: asyncio.Future[None] | None = None
         self._cancel_reason: str | None = None
@@ -136,6 +139,7 @@ class Attempt:
             digest_key=self._digest_key,
             secret=self._secret(),
             tracer=tracer,
+            trace_parent=self._trace_parent,
         )
         journal.on_refusal = self._stop
         root = Instance(journal, None, "", self._workflow.name, streams=self._workflow.signature.kind is Kind.STREAM)
@@ -236,6 +240,7 @@ class Attempt:
             journal.replay = Replay(past)
             journal.turns = journal.replay.turns
             journal.waits.follow(past)
+            journal.children, journal.children_started = past.children, past.children_started
             root.record = past.root
             # Committed before user code runs: if that blocks or kills this process at once, it is known to have begun.
             await self._log.append()
@@ -377,6 +382,11 @@ class Attempt:
                 )
             )
         error = body.exception()
+        if (leaves := continued(error)) is not None:
+            assert self._journal is not None
+            following = successor(self._journal, leaves.data)
+            self._outbox = [errand(following)]
+            return RunStateChanged(state=RUN_STATE_SUCCEEDED, continued_as_run_id=following.submit.start.run_id)
         if error is not None:
             return _failed(workflow_error(error, call.error_reason(error, WORKFLOW_FAILED)))
         try:
@@ -410,7 +420,7 @@ class Attempt:
         journal.closed = True
         try:
             try:
-                await self._log.finish(Event(create_time=now(), run_state_changed=changed))
+                await self._log.finish(Event(create_time=now(), run_state_changed=changed), outbox=self._outbox)
             except LogFull as full:
                 changed = _paused(full)
                 await self._log.finish(Event(create_time=now(), run_state_changed=changed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -109,6 +110,17 @@ class Instance:
         scope: Scope = {} if self.record is None or replay is None else dict.fromkeys(replay.past.shown_by(self.record))
         twin.scopes = (*self.scopes, scope)
         return twin, scope
+
+    def path(self) -> Iterator[Instance]:
+        """Yield it and those above it."""
+        above: Instance | None = self
+        while above is not None:
+            yield above
+            above = above.parent
+
+    def tries(self) -> Iterator[int]:
+        """Return the number of the try of each instance above it, the nearest first."""
+        return (above.number for above in self.path() if above is not self)
 
     def shows(self) -> bool:
         """Note that it is about to show something. False where nothing that it shows counts any more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from hashlib import blake2b
 from threading import get_ident
@@ -27,6 +27,7 @@ from onward.replay import Replay
 from onward.secrets import masked, masked_bytes
 from onward.text import cut, well_formed
 from onward.turns import NEVER, SETTLE_TURNS, Turns
+from onward.v1.errand_pb2 import Errand
 from onward.v1.event_pb2 import (
     CHANNEL_ITEM,
     CHANNEL_TEXT,
@@ -47,6 +48,7 @@ from onward.v1.event_pb2 import (
     StatusUpdated,
 )
 from onward.v1.run_pb2 import Payload, Run, RunError, Usage
+from onward.v1.scheduler_service_pb2 import StopRunRequest
 from onward.waits import PACE, Waits
 
 if TYPE_CHECKING:
@@ -133,11 +135,19 @@ class Journal:
         digest_key: bytes = b"",
         secret: bytes = b"",
         tracer: Tracer | None = None,
+        trace_parent: str = "",
     ) -> None:
         self.log = log
+        self.run = run
         self.namespace, self.run_id, self.attempt = run.namespace, run.run_id, attempt
         self.cache = cache
         self.permits = permits
+        self.trace_parent = trace_parent
+        """As the run was submitted."""
+        self.children: dict[str, tuple[str, ...]] = {}
+        """The runs that it started and that do not outlive it, each with the ids of who did and of those above."""
+        self.children_started: set[str] = set()
+        """All that it ever started."""
         self.loop = asyncio.get_running_loop()
         self.tracer = tracer
         self.refusal: Exception | None = None
@@ -174,12 +184,12 @@ class Journal:
 
     # Writing
 
-    def post(self, event: Event, memo: Mapping[str, bytes] = NOTHING) -> None:
-        """Hand over an event without waiting, and what goes into the memo with it."""
+    def post(self, event: Event, memo: Mapping[str, bytes] = NOTHING, *, outbox: Sequence[bytes] = ()) -> None:
+        """Hand over an event without waiting, and with it what goes into the memo and what is asked of other runs."""
         if self.closed:
             return
         try:
-            self.log.post(event, memo)
+            self.log.post(event, memo, outbox=outbox)
         except LogError as error:
             self.refuse(error)
 
@@ -293,6 +303,7 @@ class Journal:
         due_s: float | None,
         request: InputRequested | None,
         beside: Mapping[str, bytes],
+        digest: bytes = b"",
     ) -> None:
         """Open a wait.
 
@@ -302,12 +313,15 @@ class Journal:
             due_s: When it ends by itself, in seconds since the epoch; None is never.
             request: What it asks for.
             beside: What goes into the memo with it.
+            digest: Identifies its input.
         """
         started = ComponentStarted(name=instance.name, input=told)
         if instance.parent is not None and instance.parent.id:
             started.parent_id = instance.parent.id
         if due_s is not None:
             started.due_time.FromNanoseconds(round(due_s * 1e9))
+        if digest:
+            started.input_digest = digest
         if self.tracer is not None:
             above = None if instance.parent is None else instance.parent.span
             instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above)
@@ -388,12 +402,12 @@ class Journal:
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
 
-    def told(self, instance: Instance, output: Payload) -> None:
+    def told(self, instance: Instance, output: Payload, *, outbox: Sequence[bytes] = ()) -> None:
         """Write what needs no waiting for: it began and ended."""
         self.started(instance, None, b"", private=True)
         if instance.span is not None:
             tracing.end(instance.span)
-        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)))
+        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)), outbox=outbox)
 
     def cancelled(
         self, instance: Instance, usage: Usage | None = None, *, beside: Mapping[str, bytes] = NOTHING
@@ -412,12 +426,21 @@ class Journal:
         self, instance: Instance, try_number: int, error: RunError, delay_s: float, *, fallback: bool = False
     ) -> None:
         self.waits.free(instance.id)
+        void = [run_id for run_id, path in self.children.items() if instance.id in path]
+        for run_id in void:
+            del self.children[run_id]
         if instance.span is not None:
             tracing.retrying(instance.span, try_number, error)
         delay = Duration()
         delay.FromNanoseconds(round(delay_s * 1e9))
         retrying = ComponentRetrying(try_number=try_number, error=error, delay=delay, fallback=fallback)
-        self.post(Event(create_time=now(), component_id=instance.id, component_retrying=retrying))
+        event = Event(create_time=now(), component_id=instance.id, component_retrying=retrying)
+        self.post(event, outbox=[self.stop_child(run_id, "the try that started it failed") for run_id in void])
+
+    def stop_child(self, run_id: str, reason: str) -> bytes:
+        """Return the errand that cancels a child."""
+        stop = StopRunRequest(namespace=self.run.namespace, run_id=run_id, reason=reason)
+        return Errand(stop_child=stop).SerializeToString()
 
     async def diverged(self, instance: Instance, record: Record, data: bytes | None, *, private: bool) -> NoReturn:
         """The code makes another call than the one that the log has: the attempt is over, and the run PAUSED.
@@ -513,6 +536,21 @@ class Journal:
             return payload.data
         try:
             return await self.log.get_blob(payload.blob_uri)
+        except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
+            self.refuse(error)
+            raise asyncio.CancelledError("the attempt is over") from error
+
+    async def of_another(self, run_id: str, blob_uri: str) -> bytes:
+        """Return a value that another run of the namespace keeps.
+
+        Raises:
+            KeyError: It is gone.
+            CancelledError: The attempt is over.
+        """
+        try:
+            return await self.log.get_blob(blob_uri, run_id)
+        except KeyError:
+            raise KeyError(f"{blob_uri} of run {run_id} is gone") from None
         except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
             self.refuse(error)
             raise asyncio.CancelledError("the attempt is over") from error

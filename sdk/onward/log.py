@@ -22,6 +22,19 @@ INLINE_BYTES_MAX = 256 * 1024
 """A value over this size is kept beside the log, and its Payload carries a blob_uri."""
 
 
+RESERVED = "onward."
+"""Signals whose names begin so are the suite's own: Gateways refuse them. They tell facts, and nobody takes them away:
+every wait of the name gets the same."""
+
+ACCEPTED = f"{RESERVED}accepted."
+"""Before a child's run_id: the signal that tells its parent whether it was accepted."""
+
+ENDED = f"{RESERVED}ended."
+"""Before a child's run_id: the signal that tells its parent how it ended."""
+
+RUN = "application/vnd.onward.run"
+"""Media type of the value of both: a serialized Run, with what there is to tell."""
+
 ASKED = "asked:"
 """Before a signal's name: where the memo has the schema of what is asked for; empty where nothing is."""
 
@@ -83,12 +96,13 @@ class AttemptLog(Protocol):
 
     on_others: Callable[[], None] | None
 
-    def post(self, event: Event, memo: Mapping[str, bytes] | None = None) -> None:
+    def post(self, event: Event, memo: Mapping[str, bytes] | None = None, *, outbox: Sequence[bytes] = ()) -> None:
         """Hand over an event without waiting for it. A refusal surfaces in the next call that waits.
 
         Args:
             event: Goes in after everything before it.
             memo: As in `append`.
+            outbox: Serialized Errands, committed in the same atomic step and done, at least once, by a Scheduler.
 
         Raises:
             EventTooLarge: The event was not taken.
@@ -113,8 +127,12 @@ class AttemptLog(Protocol):
             LogError: The attempt is over.
         """
 
-    async def finish(self, event: Event) -> None:
+    async def finish(self, event: Event, *, outbox: Sequence[bytes] = ()) -> None:
         """Commit a RunStateChanged into a terminal state or PAUSED: state, output or error, event, lease at once.
+
+        Args:
+            event: Goes in last.
+            outbox: As in `post`.
 
         Raises:
             LogError: The attempt is over.
@@ -151,9 +169,9 @@ class AttemptLog(Protocol):
             LogError: The attempt is over.
         """
 
-    async def get_blob(self, blob_uri: str) -> bytes:
-        """Return a value kept by `put_blob` of any attempt of this run.
+    async def get_blob(self, blob_uri: str, run_id: str = "") -> bytes:
+        """Return a value kept by `put_blob` of any attempt of this run, or of another one in its namespace.
 
         Raises:
-            KeyError: The run has no such blob.
+            KeyError: The run has no such blob, or is there no more.
         """

@@ -66,6 +66,9 @@ class MemoryRun:
         blobs: Values kept beside the log, by blob_uri.
         usage: What its model calls used.
         waiting: What it waits for while it is parked; None while it is not.
+        errands: What it asked of other runs, oldest first, as serialized Errands.
+        on_errand: Called when there is another one.
+        related: Other runs, whose blobs it may read, by run_id.
     """
 
     def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
@@ -82,6 +85,9 @@ class MemoryRun:
         self.online.set()
         self.held = False
         self.waiting: RunWaiting | None = None
+        self.errands: list[bytes] = []
+        self.on_errand: Callable[[], None] = lambda: None
+        self.related: Mapping[str, MemoryRun] = {}
         self._holder: MemoryLog | None = None
         self.write(Event(run_state_changed=RunStateChanged(state=RUN_STATE_QUEUED)).SerializeToString(), attempt=0)
 
@@ -132,9 +138,9 @@ class MemoryRun:
         copy._bytes = sum(map(len, copy._log))
         return copy
 
-    def signal(self, name: str, data: bytes) -> None:
+    def signal(self, name: str, data: bytes, media_type: str = "") -> None:
         """Send a signal with this JSON; where the run is parked and waits for it, it is to be taken up again."""
-        received = SignalReceived(name=name, value=Payload(data=data, size=len(data)))
+        received = SignalReceived(name=name, value=Payload(data=data, size=len(data), media_type=media_type))
         self._write_as_other(Event(signal_received=received))
         if self.waiting is not None and name in self.waiting.signals:
             self.wake()
@@ -181,6 +187,11 @@ class MemoryRun:
 
     # For MemoryLog
 
+    def ask(self, outbox: Sequence[bytes]) -> None:
+        if outbox:
+            self.errands.extend(outbox)
+            self.on_errand()
+
     def refusal(self, attempt: int) -> LogError | None:
         if self.state in TERMINAL:
             return LogClosed("the run has ended")
@@ -211,13 +222,13 @@ class MemoryLog:
         self._others_after = run.last_offset
         self._is_place = None if dies is None else dies.look()
         self._dies_before = dies is not None and dies.before
-        self._unsent: deque[tuple[bytes, Usage | None, Mapping[str, bytes] | None]] = deque()
-        """Events, each with what it says was used and its memo; no bytes where there is a memo alone."""
+        self._unsent: deque[tuple[bytes, Usage | None, Mapping[str, bytes] | None, Sequence[bytes]]] = deque()
+        """Events, each with what it says was used, its memo and its errands; no bytes where there is a memo alone."""
         self._unsent_bytes = 0
         self._refusal: LogError | None = None
 
-    def post(self, event: Event, memo: Mapping[str, bytes] | None = None) -> None:
-        self._queue(_serialized(event), usage_of(event), memo)
+    def post(self, event: Event, memo: Mapping[str, bytes] | None = None, *, outbox: Sequence[bytes] = ()) -> None:
+        self._queue(_serialized(event), usage_of(event), memo, outbox)
         if self.run.online.is_set():
             self._send()
 
@@ -237,7 +248,7 @@ class MemoryLog:
             self._send()
         self._raise()
 
-    async def finish(self, event: Event) -> None:
+    async def finish(self, event: Event, *, outbox: Sequence[bytes] = ()) -> None:
         state = event.run_state_changed.state
         if state not in TERMINAL and state != RUN_STATE_PAUSED:
             raise ValueError(f"a run does not finish into {RunState.Name(state)}")
@@ -253,6 +264,7 @@ class MemoryLog:
         self.run.write(data, attempt=self.attempt)
         self.run.state = state
         self.run.held = False
+        self.run.ask(outbox)
 
     async def park(self, event: Event, *, wake_s: float | None) -> bool:
         data = _serialized(event)
@@ -294,17 +306,24 @@ class MemoryLog:
         self.run.blobs[uri] = data
         return uri
 
-    async def get_blob(self, blob_uri: str) -> bytes:
-        return self.run.blobs[blob_uri]
+    async def get_blob(self, blob_uri: str, run_id: str = "") -> bytes:
+        run = self.run.related[run_id] if run_id else self.run
+        return run.blobs[blob_uri]
 
-    def _queue(self, data: bytes, usage: Usage | None, memo: Mapping[str, bytes] | None = None) -> None:
-        self._unsent.append((data, usage, memo))
+    def _queue(
+        self,
+        data: bytes,
+        usage: Usage | None,
+        memo: Mapping[str, bytes] | None = None,
+        outbox: Sequence[bytes] = (),
+    ) -> None:
+        self._unsent.append((data, usage, memo, outbox))
         self._unsent_bytes += len(data)
 
     def _send(self) -> None:
         run = self.run
         while self._unsent and self._refusal is None:
-            data, usage, memo = self._unsent[0]
+            data, usage, memo, outbox = self._unsent[0]
             if data and self._dies_before and self._is_here(data):
                 run.lose()
             self._refusal = run.refusal(self.attempt)
@@ -317,6 +336,7 @@ class MemoryLog:
                 if usage is not None:
                     add_usage(run.usage, usage)
                 run.memo.update(memo or {})
+                run.ask(outbox)
                 if data and (run.last_offset == self._dies_after or (not self._dies_before and self._is_here(data))):
                     run.lose()
         if self._refusal is not None:

@@ -263,6 +263,9 @@ class Past:
         signals: The signals that came, by offset.
         taken: The signals that a wait took whose result counts, each with the ids of those above and of the wait.
         asked: The schemas of what is asked for, by the name of the signal.
+        children: The runs that it started, each with the ids of the instance that did and of those above it; without
+            those that were cancelled with a failed try, or outlive the run.
+        children_started: All that it ever started.
     """
 
     def __init__(self, memo: Mapping[str, bytes]) -> None:
@@ -273,6 +276,8 @@ class Past:
         self.signals: dict[int, SignalReceived] = {}
         self.taken: dict[int, tuple[str, ...]] = {}
         self.asked = {name.removeprefix(ASKED): value for name, value in memo.items() if name.startswith(ASKED)}
+        self.children: dict[str, tuple[str, ...]] = {}
+        self.children_started: set[str] = set()
         self._memo = memo
         self._void: dict[str, None] = {}
         """Shown in a failed try whose Rollback is missing."""
@@ -291,6 +296,8 @@ class Past:
                 record.trail.add(kind, event)
         elif kind == "component_retrying":
             self._retrying(event)
+        elif kind == "child_started":
+            self._child(event)
         elif kind == "signal_received":
             self.signals[event.offset] = event.signal_received
         elif kind == "rollback":
@@ -302,6 +309,12 @@ class Past:
                 self.root.started_s = self.root.try_s = began_s
             if event.attempt_started.cause != ATTEMPT_CAUSE_WOKEN:
                 self.resumed_s = began_s
+
+    def _child(self, event: Event) -> None:
+        child, record = event.child_started, self.records.get(event.component_id)
+        self.children_started.add(child.run_id)
+        if not child.detached and record is not None:
+            self.children[child.run_id] = tuple(_path(record))
 
     def _started(self, event: Event) -> None:
         started = event.component_started
@@ -355,6 +368,7 @@ class Past:
         record.delay_s = retrying.delay.ToMilliseconds() / 1000
         record.try_s = _seconds(event) + record.delay_s
         self.taken = {offset: path for offset, path in self.taken.items() if record.id not in path}
+        self.children = {run_id: path for run_id, path in self.children.items() if record.id not in path}
         self._void.update(dict.fromkeys(self.shown_by(record)))
         self.forget(record)
 

@@ -44,6 +44,15 @@ def current_trace_parent() -> str:
     return carrier.get("traceparent", "")
 
 
+def trace_parent_of(span: Span | None) -> str:
+    """Return a span as a W3C traceparent; empty where there is none."""
+    if span is None or not span.get_span_context().is_valid:
+        return ""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, context=_below(span))
+    return carrier.get("traceparent", "")
+
+
 def run_span_context(run: Run, trace_parent: str = "") -> SpanContext:
     """Return what names the run's span: in the caller's trace where there is one, else in a trace of its own."""
     parent = _parse(trace_parent)

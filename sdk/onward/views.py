@@ -239,6 +239,7 @@ class View:
         body: The workflow's own body: its statuses, and the run's own text, items, reasoning and tools.
         components: All other instances by id, in the order they began.
         output: What the run returned, decoded; a `Blob` where it is long; None unless it SUCCEEDED.
+        continued_as: The run that it goes on as, where it does.
         error: Why it is FAILED or PAUSED.
         reason: Why it is in this state, in words.
         waiting: What it waits for while it is parked.
@@ -254,6 +255,7 @@ class View:
         self.body = Component("")
         self.components: dict[str, Component] = {}
         self.output: Any = None
+        self.continued_as = ""
         self.error: RunError | None = None
         self.reason = ""
         self.waiting: Waiting | None = None
@@ -321,7 +323,7 @@ class View:
 
     def _shown(self) -> tuple[Any, ...]:
         where = (self.offset, self.state, self.attempt, self.deployment)
-        why = (self.output, self.error, self.reason, self.waiting, self.requests)
+        why = (self.output, self.continued_as, self.error, self.reason, self.waiting, self.requests)
         return (*where, *why, self.body, self.components, self.child_runs, self.events, self.states)
 
     def _instances(self) -> Iterator[Component]:
@@ -342,6 +344,7 @@ class View:
         self.state = _state_name(change.state)
         self.reason = change.reason
         self.output = decode(change.output)
+        self.continued_as = change.continued_as_run_id
         self.error = _copy(change.error) if change.HasField("error") else None
         self.waiting = None
         self.done = change.state in TERMINAL

@@ -10,7 +10,7 @@ Whatever else is to be waited for in this way (a child run's end, a budget, a pr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,8 @@ from pydantic_core import to_json
 from onward.durations import Duration, seconds, text
 from onward.failure import WAIT_TIMEOUT, component_error
 from onward.instance import CURRENT, Instance
-from onward.journal import inline
+from onward.journal import NOTHING, inline, seen
+from onward.log import RESERVED
 from onward.past import Record
 from onward.replay import Diverged
 from onward.signature import adapter_of, schema_of
@@ -31,9 +32,6 @@ from onward.v1.event_pb2 import WAIT_KIND_SIGNAL, WAIT_KIND_TIMER, InputRequeste
 from onward.v1.run_pb2 import Payload, RunError
 
 T = TypeVar("T")
-
-RESERVED = "onward."
-"""Signals whose names begin so are the suite's own: Gateways refuse them."""
 
 SIGNAL_NAME_BYTES_MAX = 128
 
@@ -157,6 +155,7 @@ class What:
 
     Attributes:
         name: What the wait is called as an instance, e.g. "onward.sleep".
+        called: What its errors call it, where that is something else.
         kind: What it is to a reader of RunWaiting.
         words: The same for a person; by default "signal NAME", or the time at which it ends.
         signal: The name of the signal that ends it; empty where only time does.
@@ -168,9 +167,12 @@ class What:
         late: What is raised, as the message of a WaitTimeout, when its time is up. Empty: that is how it ends well.
         key: Names the instance among others of the same name and signal that its caller began.
         told: What readers of the log see as its input.
+        input: What identifies it, beside its place.
+        acts: It does more than wait: it does not begin any more when the run's cancellation has come.
     """
 
     name: str
+    called: str = ""
     kind: WaitKind.ValueType
     words: str = ""
     signal: str = ""
@@ -181,6 +183,32 @@ class What:
     late: str = ""
     key: str = ""
     told: dict[str, Any] = field(default_factory=dict)
+    input: bytes | None = None
+    acts: bool = False
+
+    def refusal(self, instance: Instance) -> RunError | None:
+        """Return why it does not even begin; asked before it first does."""
+        return None
+
+    def began(self, instance: Instance) -> None:
+        """Write more than that the wait began, where an earlier attempt has not come to it."""
+
+    async def end(self, instance: Instance, offset: int, value: Any, beside: Mapping[str, bytes]) -> Any:
+        """Commit what came of the signal at `offset`, of which `fits` made `value`, and return what the caller gets."""
+        await instance.journal.finished(instance, None, signal_offset=offset, beside=beside)
+        return value
+
+    async def again(self, instance: Instance, record: Record) -> Any:
+        """Return what a signal had ended with in an earlier attempt."""
+        if not record.signal_offset:
+            return None
+        replay = instance.journal.replay
+        assert replay is not None
+        received = replay.past.signals[record.signal_offset]
+        try:
+            return self.fits(received.value)
+        except ValueError as error:
+            await instance.journal.unreadable(instance, error)
 
 
 def running() -> Instance | None:
@@ -216,15 +244,22 @@ async def wait(what: What) -> Any:
     journal = caller.journal
     if asyncio.get_running_loop() is not journal.loop:
         raise RuntimeError(f"{what.name} was called on another event loop than its run's: call it from an `async def`")
+    key = f"{what.signal}\0{what.key}" if what.key else what.signal
+    return await wait_as(what, caller.child(what.name, streams=False, key=key))
+
+
+async def wait_as(what: What, instance: Instance) -> Any:
+    """`wait`, as an instance that there is already."""
+    journal = instance.journal
     waits, replay = journal.waits, journal.replay
-    instance = caller.child(what.name, streams=False, key=f"{what.signal}\0{what.key}" if what.key else what.signal)
     journal.came_by()
     await journal.room()
-    told = inline(to_json(what.told)) if what.told else None
+    told = seen(to_json(what.told)) if what.told else None
+    digest = journal.digest(what.input)
     record: Record | None = None
     if replay is not None:
         try:
-            record = replay.meet(instance, b"")
+            record = replay.meet(instance, digest)
         except Diverged as error:
             await journal.diverged(instance, error.record, None, private=True)
         if record is None:
@@ -234,8 +269,16 @@ async def wait(what: What) -> Any:
             # A cancelled one has its turn too: likely it is cancelled again before that.
             await journal.turns.turn(record.finished_offset, yields=True)
             if record.remembered:
-                return await _remembered(what, instance, record)
+                if record.error is not None:
+                    raise component_error(what.called or what.name, record.error)
+                return await what.again(instance, record)
     begun = record is not None and not record.outcome
+    if what.acts and journal.before_live is not None and not begun:
+        await journal.cancelled_first()
+    if record is None and (refusal := what.refusal(instance)) is not None:
+        journal.wait_started(instance, told, None, None, NOTHING, digest)
+        await journal.failed(instance, refusal)
+        raise component_error(what.called or what.name, refusal)
     due_s = record.due_s if begun and record is not None else _due_s(what, waits.pace.clock())
     schema = what.request.schema.data if what.request is not None else b""
     wait = waits.begin(
@@ -249,7 +292,8 @@ async def wait(what: What) -> Any:
     )
     try:
         if not begun:
-            journal.wait_started(instance, told, due_s, what.request, waits.asks(what.signal))
+            journal.wait_started(instance, told, due_s, what.request, waits.asks(what.signal), digest)
+        what.began(instance)
         if journal.before_live is not None:
             await journal.cancelled_first()
         elif replay is not None and not replay.over:
@@ -264,28 +308,13 @@ async def wait(what: What) -> Any:
     beside = waits.end(wait)
     if taken is not None:
         offset, value = taken
-        await journal.finished(instance, None, signal_offset=offset, beside=beside)
-        return value
+        return await what.end(instance, offset, value, beside)
     if not what.late:
         await journal.finished(instance, inline(b"null"), beside=beside)
         return None
     late = RunError(reason=WAIT_TIMEOUT, type="TimeoutError", message=what.late, component_id=instance.id)
     await journal.failed(instance, late, beside=beside)
-    raise component_error(what.name, late)
-
-
-async def _remembered(what: What, instance: Instance, record: Record) -> Any:
-    if record.error is not None:
-        raise component_error(what.name, record.error)
-    if not record.signal_offset:
-        return None
-    replay = instance.journal.replay
-    assert replay is not None
-    received = replay.past.signals[record.signal_offset]
-    try:
-        return what.fits(received.value)
-    except ValueError as error:
-        await instance.journal.unreadable(instance, error)
+    raise component_error(what.called or what.name, late)
 
 
 def _due_s(what: What, now_s: float) -> float | None:

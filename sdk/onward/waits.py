@@ -2,7 +2,8 @@
 
 A signal that arrives is kept until a wait takes it. The signals of one name go, in the order of the log, to the waits
 of that name in the order in which they began; one that does not fit a wait is passed over by it. What a wait took is in
-its ComponentFinished, so a later attempt gives each the same signal again.
+its ComponentFinished, so a later attempt gives each the same signal again. The suite's own signals are facts: no wait
+takes them from another.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import asyncio
 import logging
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onward.instance import CURRENT, Instance
-from onward.log import ASKED
+from onward.log import ASKED, RESERVED
 from onward.past import Past
 from onward.rest import at_rest
 from onward.v1.event_pb2 import Event, RunWaiting, WaitKind
@@ -127,7 +128,7 @@ class Waits:
 
     def follow(self, past: Past) -> None:
         """Take over what earlier attempts left."""
-        self._taken = past.taken
+        self._taken = {offset: path for offset, path in past.taken.items() if not _is_fact(past.signals[offset].name)}
         self._asked = past.asked
         for offset, signal in past.signals.items():
             if offset not in self._taken:
@@ -181,6 +182,17 @@ class Waits:
                 wait.passed = 0
             self.learn()
 
+    def untaken(self) -> tuple[list[int], int]:
+        """Return the offsets of the signals that nobody has taken, and how far the log was read for them."""
+        offsets = [
+            offset
+            for name, signals in self._signals.items()
+            if not _is_fact(name)
+            for offset, _ in signals
+            if offset <= self._through
+        ]
+        return sorted({*offsets, *self._freed}), self._through
+
     # Who waits
 
     def begin(
@@ -198,7 +210,7 @@ class Waits:
         self._begun += 1
         record = instance.record
         first = record.started_offset if record is not None and not record.outcome else 2**63
-        path = tuple(_ids(instance))
+        path = tuple(above.id for above in instance.path())
         wait = Wait((first, self._begun), kind, words, signal, due_s, fits, schema, path, self._loop.create_future())
         self._open.add(wait)
         if signal:
@@ -227,8 +239,8 @@ class Waits:
         waits.remove(wait)
         if not waits:
             del self._by_signal[wait.signal]
-        if unused and wait.end.done() and not wait.end.cancelled() and (taken := wait.end.result()) is not None:
-            del self._taken[taken[0]]
+        taken = wait.end.result() if unused and wait.end.done() and not wait.end.cancelled() else None
+        if taken is not None and self._taken.pop(taken[0], None) is not None:
             self._freed.append(taken[0])
             self.learn()
         return self.asks(wait.signal)
@@ -265,8 +277,9 @@ class Waits:
                     logger.warning("signal %s at offset %d is passed over: %s", name, offset, error)
                     wait.passed = offset
                     continue
-                del signals[place]
-                self._taken[offset] = wait.path
+                if not _is_fact(name):
+                    del signals[place]
+                    self._taken[offset] = wait.path
                 wait.end.set_result((offset, value))
                 break
 
@@ -356,11 +369,8 @@ class Waits:
             self._learning.cancel()
 
 
-def _ids(instance: Instance) -> Iterator[str]:
-    above: Instance | None = instance
-    while above is not None:
-        yield above.id
-        above = above.parent
+def _is_fact(name: str) -> bool:
+    return name.startswith(RESERVED)
 
 
 def _offset(signal: tuple[int, Payload]) -> int:

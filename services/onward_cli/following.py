@@ -162,7 +162,7 @@ def _show_end(console: Console, run: Run, view: View, again: str) -> None:
         console.print("", Text(printable(view.text)), sep="\n")
     if console.is_terminal:
         console.print()
-    if run.state == RUN_STATE_SUCCEEDED:
+    if run.state == RUN_STATE_SUCCEEDED and not run.continued_as_run_id:
         show_value(console, output, f"onward get {run.run_id} --output json")
     console.print(headline(run), soft_wrap=True)
     if run.HasField("error") and console.is_terminal:
@@ -170,6 +170,8 @@ def _show_end(console: Console, run: Run, view: View, again: str) -> None:
         console.print(
             Text(f"  {error_line(run.error, line(failed.name) if failed else '')}", style="red"), soft_wrap=True
         )
+    if run.continued_as_run_id:
+        console.print(Text(f"  it goes on as another run: onward follow {run.continued_as_run_id}"), soft_wrap=True)
     if run.state == RUN_STATE_PAUSED:
         console.print(Text(f"  continue it: onward resume {run.run_id}"), soft_wrap=True)
     elif run.state == RUN_STATE_FAILED:

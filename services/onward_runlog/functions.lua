@@ -126,7 +126,7 @@ local DISPATCH = { 'run', 'input', 'attempt', 'cause', 'trace', 'deployment', 'l
 
 local SHOWN = {
   'run', 'state', 'attempt', 'holder', 'deployment', 'log_id', 'last', 'start', 'end', 'expire', 'error', 'usage',
-  'waiting', 'wake',
+  'waiting', 'wake', 'continued',
 }
 
 local function dispatch(base, ref) return redis.call('HMGET', base .. ':' .. ref .. ':run', unpack(DISPATCH)) end
@@ -310,7 +310,7 @@ local ENDINGS = { [''] = true, ['5'] = true, ['6'] = true, ['7'] = true, ['8'] =
 local function adds_up(argv)
   local at = 4
   while at <= #argv do
-    local ending, used, n = argv[at + 3], argv[at + 6], tonumber(argv[at + 7])
+    local ending, used, n = string.gsub(argv[at + 3] or '', '^6 [%w_-]+$', '6'), argv[at + 6], tonumber(argv[at + 7])
     local m = n and n >= 0 and tonumber(argv[at + 8 + n])
     if not m or m < 0 or m % 1 ~= 0 or not ENDINGS[ending] or (ending ~= '' and n == 0) then return false end
     if used ~= '' and not string.match(used, '^%d+ %d+ %d+ %d+ %d+$') then return false end
@@ -334,7 +334,7 @@ local function sum(before, more)
 end
 
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
---   attempt), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
+--   attempt; behind SUCCEEDED and a space the run_id of the run that it goes on as), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
 --   name and value, k, k entries for the outbox
 -- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
 local function append(keys, argv)
@@ -343,6 +343,8 @@ local function append(keys, argv)
   if not adds_up(argv) then return redis.error_reply('ERR append: the arguments do not add up') end
   while at <= #argv do
     local ref, attempt, seq, ending = argv[at], tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3])
+    local successor = string.match(argv[at + 3], '^6 (.+)$')
+    if successor then ending = SUCCEEDED end
     local output, failure, used, n = argv[at + 4], argv[at + 5], argv[at + 6], tonumber(argv[at + 7])
     local first = at + 8
     local memo = first + n
@@ -400,6 +402,7 @@ local function append(keys, argv)
         if ending then
           if output ~= '' then redis.call('HSET', key, 'output', output) end
           if failure ~= '' then redis.call('HSET', key, 'error', failure) end
+          if successor then redis.call('HSET', key, 'continued', successor) end
           if terminal(ending) then
             close(base, ref, key, ending, state, run[8], expire)
           else
@@ -749,12 +752,14 @@ local function sweep(keys, argv)
   return { int(now), expired, passed, queues, next[2] or '0' }
 end
 
--- take: limit, busy: what is due in the outbox is left to the caller for so many milliseconds
+-- take: limit, busy, busy with what runs ask of each other: what is due in the outbox is left to the caller for so many
+--   milliseconds
 -- → {id, what came with it or '', how often it was taken, …}
 local function take(keys, argv)
   local outbox, now, taken = keys[1] .. ':outbox', now_ms(), {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', int(now), 'LIMIT', 0, argv[1])) do
-    redis.call('ZADD', outbox, int(now + tonumber(argv[2])), id)
+    local busy = (string.match(id, '^errand%.') or string.match(id, '^ended:')) and argv[3] or argv[2]
+    redis.call('ZADD', outbox, int(now + tonumber(busy)), id)
     taken[#taken + 1] = id
     taken[#taken + 1] = redis.call('HGET', outbox .. ':what', id) or ''
     taken[#taken + 1] = redis.call('HINCRBY', outbox .. ':tries', id, 1)

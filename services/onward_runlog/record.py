@@ -10,7 +10,7 @@ from onward.v1.run_pb2 import Payload, Run, RunError, RunState, Usage
 
 LISTED = (
     "run", "state", "attempt", "holder", "deployment", "log_id", "last", "start", "end", "expire", "error", "usage",
-    "waiting", "wake",
+    "waiting", "wake", "continued",
 )  # fmt: skip
 """Fields of the record that a Run without input and output is made from."""
 
@@ -71,6 +71,7 @@ def run_from(record: Mapping[bytes, bytes | None]) -> Run:
         run.waiting_for = (record.get(b"waiting") or b"").decode()
         if value := record.get(b"wake"):
             run.wake_time.CopyFrom(timestamp(int(value)))
+    run.continued_as_run_id = (record.get(b"continued") or b"").decode()
     if (error := record.get(b"error")) and run.state in (RunState.RUN_STATE_FAILED, RunState.RUN_STATE_PAUSED):
         run.error.CopyFrom(RunError.FromString(error))
     if (value := record.get(b"input")) is not None:

@@ -7,11 +7,11 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onward.log import ASKED
+from onward.log import ASKED, RESERVED
 from onward.v1.event_pb2 import AttemptCause, Event, RunStateChanged, SignalReceived
 from onward.v1.gateway_service_pb2 import SignalRunRequest, Workflow
 from onward.v1.run_pb2 import Run, RunError, RunState
@@ -43,6 +43,11 @@ CANCEL_GRACE_S = 10.0
 
 SWEEP_MAX = 500
 """What one sweep of a partition takes on of each kind."""
+
+CHILDREN_AT_ONCE = 100
+"""How many children are read at a time."""
+
+READ_EVENTS = 500
 
 ENTRIES_MAX = 20
 """What is taken from one outbox at a time."""
@@ -520,9 +525,68 @@ class Runs:
         base, ref = self._store.place(namespace, run_id)
         return Workflow.FromString(await self._store.command("HGET", keys.run(base, ref), "hooks") or b"")
 
-    async def take(self, base: str, *, busy_s: float) -> list[Entry]:
-        """Take what is due in a partition's outbox. What is not settled within `busy_s` seconds is due again."""
-        reply = iter(await self._store.call("take", base, ENTRIES_MAX, int(busy_s * 1000)))
+    async def state(self, namespace: str, run_id: str) -> RunState.ValueType | None:
+        """Return where a run is in its life; None where there is no such run."""
+        base, ref = self._store.place(namespace, run_id)
+        state = await self._store.command("HGET", keys.run(base, ref), "state")
+        return None if state is None else RunState.ValueType(int(state))
+
+    async def was_told(self, namespace: str, run_id: str, request_id: str) -> bool:
+        """Tell whether a signal with this request_id is in a run's log."""
+        base, ref = self._store.place(namespace, run_id)
+        return bool(await self._store.command("HEXISTS", keys.signals(base, ref), request_id))
+
+    async def signals_of(
+        self, namespace: str, run_id: str, offsets: Sequence[int], *, after: int
+    ) -> list[tuple[int, SignalReceived]]:
+        """Return the signals of people and programs that stand at `offsets`, and all after an offset, in order."""
+        base, ref = self._store.place(namespace, run_id)
+        log = keys.log(base, ref)
+        found: list[tuple[int, SignalReceived]] = []
+
+        async def read(start: int, end: str, limit: int) -> int:
+            entries = await self._store.command("XRANGE", log, f"{start}-0", end, "COUNT", limit)
+            for _, fields in entries:
+                event = Event.FromString(fields[1])
+                start = event.offset + 1
+                if event.HasField("signal_received") and not event.signal_received.name.startswith(RESERVED):
+                    found.append((event.offset, event.signal_received))
+            return start if len(entries) == limit else 0
+
+        for offset in offsets:
+            await read(offset, f"{offset}-0", 1)
+        following = after + 1
+        while following:
+            following = await read(following, "+", READ_EVENTS)
+        return found
+
+    async def children(self, namespace: str, run_id: str) -> list[Run]:
+        """Return the runs that a run has started, without input and output, wherever they are."""
+        bases = self._store.bases()
+        name = keys.by_parent(run_id)
+        listed = await asyncio.gather(
+            *(self._store.command("ZRANGE", keys.index(base, namespace, name), 0, -1) for base in bases)
+        )
+        found: list[Run] = []
+        for base, ids in zip(bases, listed, strict=True):
+            for index in range(0, len(ids), CHILDREN_AT_ONCE):
+                refs = [keys.ref(namespace, child.decode()) for child in ids[index : index + CHILDREN_AT_ONCE]]
+                records = await asyncio.gather(
+                    *(self._store.command("HMGET", keys.run(base, ref), *LISTED) for ref in refs)
+                )
+                found += [run_from(dict(zip(_SHOWN, record, strict=True))) for record in records if record[0]]
+        return found
+
+    async def take(self, base: str, *, busy_s: float, errand_s: float | None = None) -> list[Entry]:
+        """Take what is due in a partition's outbox. What is not settled in time is due again.
+
+        Args:
+            base: The partition.
+            busy_s: How long a hook is left to the caller, in seconds.
+            errand_s: How long what runs ask of each other is; by default as long.
+        """
+        busy = [int(busy_s * 1000), int((busy_s if errand_s is None else errand_s) * 1000)]
+        reply = iter(await self._store.call("take", base, ENTRIES_MAX, *busy))
         return [Entry(base, name.decode(), what, tries) for name, what, tries in zip(reply, reply, reply, strict=True)]
 
     async def settle(self, entry: Entry, again_s: float | None = None) -> None:

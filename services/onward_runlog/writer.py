@@ -215,7 +215,7 @@ class RedisAttemptLog:
         self._blobs = 0
         self._unsent: deque[_Unsent] = deque()
         self._unsent_bytes = 0
-        self._ending: tuple[int, bytes, bytes] | None = None
+        self._ending: tuple[str, bytes, bytes] | None = None
         self._in_flight = False
         self._warned = False
         self._handed_over = 0
@@ -277,7 +277,10 @@ class RedisAttemptLog:
         output = change.output.SerializeToString() if change.HasField("output") else b""
         error = change.error.SerializeToString() if change.HasField("error") else b""
         self._take_in(data, None, None, outbox)
-        self._ending = (int(change.state), output, error)
+        into = str(int(change.state))
+        if change.continued_as_run_id:
+            into = f"{into} {change.continued_as_run_id}"
+        self._ending = (into, output, error)
         paused = change.state == RunState.RUN_STATE_PAUSED
         self._finishing = AttemptFenced("the run was paused") if paused else LogClosed("the run has ended")
         await self._commit()
@@ -352,10 +355,12 @@ class RedisAttemptLog:
             raise _refusal(status, self.ref)
         return f"blob:{name}"
 
-    async def get_blob(self, blob_uri: str) -> bytes:
+    async def get_blob(self, blob_uri: str, run_id: str = "") -> bytes:
         """See AttemptLog.get_blob."""
-        name = blob_uri.removeprefix("blob:")
-        value: bytes | None = await self._command("GET", keys.blob(self.base, self.ref, name))
+        base, ref = self.base, self.ref
+        if run_id:
+            base, ref = self._writer.store.place(ref.partition("/")[0], run_id)
+        value: bytes | None = await self._command("GET", keys.blob(base, ref, blob_uri.removeprefix("blob:")))
         if value is None:
             raise KeyError(blob_uri)
         return value
@@ -388,7 +393,7 @@ class RedisAttemptLog:
                 add_usage(used, item.usage)
             items += 1
             size += item.size
-        ending: tuple[int | str, bytes, bytes] = ("", b"", b"")
+        ending: tuple[str, bytes, bytes] = ("", b"", b"")
         if self._ending and items == len(self._unsent):  # the closing event is the newest
             ending, self._ending = self._ending, None
             size += len(ending[1]) + len(ending[2])

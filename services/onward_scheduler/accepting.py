@@ -62,6 +62,9 @@ class Accepting:
             parent_run_id=request.parent_run_id,
             parent_component_id=request.parent_component_id,
             detached=request.detached,
+            depth=request.depth,
+            continued_from_run_id=request.continued_from_run_id,
+            first_run_id=request.first_run_id,
         )
         if start.HasField("schedule_time"):
             run.schedule_time.CopyFrom(start.schedule_time)
@@ -128,6 +131,17 @@ class Accepting:
             )
         )
         return Workflow(on_run_end=ends, on_run_paused=pauses) if ends or pauses else None
+
+    async def served_at_best(self, workflow: str, *deployments: str) -> Served:
+        """Return who takes a run of a workflow: the first deployment of these that serves it ("" is whoever does).
+
+        Raises:
+            Refused: Nobody does.
+        """
+        for deployment in deployments:
+            if (served := await self._deployments.choose(workflow, deployment)) is not None:
+                return served
+        return await self.served(workflow, "")
 
     async def served(self, workflow: str, deployment: str) -> Served:
         """Return who takes a run of a workflow: the deployment that is named, else the one that takes new runs.

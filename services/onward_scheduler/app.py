@@ -21,6 +21,7 @@ from onward_runlog.store import open_store
 from onward_scheduler.accepting import Accepting
 from onward_scheduler.adopting import Adopting
 from onward_scheduler.dispatching import Dispatcher
+from onward_scheduler.errands import Errands
 from onward_scheduler.notifying import Notifier, signing_key
 from onward_scheduler.outbox import Outbox
 from onward_scheduler.servicer import SchedulerServicer
@@ -58,7 +59,9 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         servicer = SchedulerServicer(store, runs, dispatcher, accepting, settings)
         http = await stack.enter_async_context(httpx2.AsyncClient(follow_redirects=False))
         notifier = Notifier(runs, partial(accepting.submit, silent=True), http, signing_key(settings.webhook_secret))
-        outbox = Outbox(store, runs, {"end": notifier.tell, "pause": notifier.tell})
+        errands = Errands(runs, dispatcher, accepting)
+        handlers = {"end": notifier.tell, "pause": notifier.tell, "ended": errands.end, "errand": errands.do}
+        outbox = Outbox(store, runs, handlers)
 
         def add(server: grpc.aio.Server) -> None:
             add_SchedulerServiceServicer_to_server(servicer, server)

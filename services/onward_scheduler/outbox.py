@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from onward_runlog import keys
 from onward_runlog.errors import QueueFull, RunLogError, StoreUnavailable
@@ -22,17 +23,36 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 """How often every outbox is looked at: hints get lost."""
 
-BUSY_S = 60.0
-"""How long an entry is left to the Scheduler that took it. Handlers give up before."""
+AGAIN_FIRST_S = 1.0
+"""Pause before an entry that did not work out is taken again. It is three times as long each time."""
 
-AGAIN_FIRST_S, AGAIN_LAST_S = 1.0, 4 * 3600.0
-"""Pause before an entry that did not work out is taken again: three times as long each time, up to the last."""
 
 DOING_MAX = 256
 """With so many entries under way no more are taken: what ten thousand runs that end at once call for takes its turn."""
 
-TRIES_MAX = 15
-"""Then it is given up. That is after a day."""
+
+@dataclass(frozen=True)
+class Care:
+    """How an entry is dealt with.
+
+    Attributes:
+        busy_s: How long it is left to the Scheduler that took it, which gives up after half of that.
+        again_max_s: The longest pause before it is taken again.
+        tries_max: Then it is given up; None is never.
+    """
+
+    busy_s: float
+    again_max_s: float
+    tries_max: int | None
+
+
+HOOK = Care(busy_s=60.0, again_max_s=4 * 3600.0, tries_max=15)
+"""A receiver outside may be slow, or away for a day."""
+
+ERRAND = Care(busy_s=10.0, again_max_s=30.0, tries_max=None)
+"""A run waits for another one: soon, and for ever."""
+
+ERRANDS = ("errand", "ended")
 
 Handler = Callable[[Entry], Awaitable[None]]
 
@@ -97,7 +117,7 @@ class Outbox:
 
     async def _empty(self, base: str) -> None:
         while len(self._doing) < DOING_MAX:
-            entries = await self._runs.take(base, busy_s=BUSY_S)
+            entries = await self._runs.take(base, busy_s=HOOK.busy_s, errand_s=ERRAND.busy_s)
             if not entries:
                 return
             for entry in entries:
@@ -115,13 +135,12 @@ class Outbox:
 
     async def _do(self, entry: Entry) -> None:
         again_s: float | None = None
+        care = ERRAND if entry.kind in ERRANDS else HOOK
         try:
-            async with asyncio.timeout(BUSY_S / 2):
+            async with asyncio.timeout(care.busy_s / 2):
                 await self._handlers.get(entry.kind, _unknown)(entry)
         except (Later, QueueFull, StoreUnavailable, TimeoutError) as error:
-            again_s = min(AGAIN_LAST_S, AGAIN_FIRST_S * 3 ** (entry.tries - 1)) * random.uniform(0.8, 1.2)
-            if entry.tries >= TRIES_MAX:
-                again_s = None
+            again_s = self._again_s(entry, care)
             level = logging.INFO if again_s is not None else logging.ERROR
             then = "given up" if again_s is None else f"again in {again_s:.0f} s"
             logger.log(
@@ -130,8 +149,14 @@ class Outbox:
         except RunLogError as error:
             logger.info("%s: nothing is left to do: %s", entry.id, error)
         except Exception:
-            logger.exception("%s: given up for a bug", entry.id)
+            again_s = self._again_s(entry, care) if care is ERRAND else None
+            logger.exception("%s: %s for a bug", entry.id, "given up" if again_s is None else "put off")
         try:
             await self._runs.settle(entry, again_s)
         except StoreUnavailable:
             logger.debug("%s comes again: the store does not answer", entry.id)
+
+    def _again_s(self, entry: Entry, care: Care) -> float | None:
+        if care.tries_max is not None and entry.tries >= care.tries_max:
+            return None
+        return min(care.again_max_s, AGAIN_FIRST_S * 3.0 ** min(entry.tries - 1, 20)) * random.uniform(0.8, 1.2)

@@ -34,8 +34,9 @@ from onward.v1.scheduler_service_pb2 import (
 )
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from onward_runlog import registry
+from onward_runlog.errors import StoreUnavailable, WrongState
 from onward_runlog.record import TERMINAL
-from onward_runlog.runs import Runs
+from onward_runlog.runs import Holder, Runs
 from onward_runlog.store import Store
 from onward_scheduler.accepting import Accepting
 from onward_scheduler.dispatching import Dispatcher
@@ -90,7 +91,7 @@ class SchedulerServicer(SchedulerServiceServicer):
             self._check_taking()
             if schema := await self._runs.asked(request.namespace, request.signal):
                 _check_answer(request.signal, schema)
-            offset, replayed, holder = await self._runs.signal(request.namespace, request.signal)
+            offset, replayed, holder = await self._signal(request)
             if not replayed:
                 self._dispatcher.notify(request.namespace, request.signal.run_id, holder, offset)
             return DeliverSignalResponse(offset=offset, replayed=replayed)
@@ -145,6 +146,19 @@ class SchedulerServicer(SchedulerServiceServicer):
         return run.deployment == deployment or await self._runs.adopt(
             run.namespace, run.run_id, run.deployment, deployment, reason=reason
         )
+
+    async def _signal(self, request: DeliverSignalRequest) -> tuple[int, bool, Holder]:
+        """Deliver a signal to the run that is named, or to the one that it goes on as."""
+        while True:
+            try:
+                return await self._runs.signal(request.namespace, request.signal)
+            except WrongState:
+                run = await self._runs.get(request.namespace, request.signal.run_id)
+                if not run.continued_as_run_id:
+                    raise
+                request.signal.run_id = run.continued_as_run_id
+                if await self._runs.state(request.namespace, run.continued_as_run_id) is None:
+                    raise StoreUnavailable(f"run {run.run_id} is about to go on as another one") from None
 
     def _check_taking(self) -> None:
         if self.draining:

@@ -55,9 +55,9 @@ class Suite:
             return Client(self.gateway_addresses)
         return Client(self.gateways[gateway].addresses["grpc"])
 
-    async def add_scheduler(self, *options: str) -> Child:
+    async def add_scheduler(self, *options: str, listen: str = "127.0.0.1:0") -> Child:
         """Start another Scheduler."""
-        arguments = ["scheduler", f"--redis={self.redis}", "--listen=127.0.0.1:0", *options]
+        arguments = ["scheduler", f"--redis={self.redis}", f"--listen={listen}", *options]
         return await self._add(self.schedulers, arguments)
 
     async def add_gateway(self, *options: str) -> Child:

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -27,7 +28,7 @@ from onward_runlog.runs import Entry, Runs
 from onward_runlog.store import Store
 from onward_scheduler import app
 from onward_scheduler.notifying import signature, signing_key
-from onward_scheduler.outbox import Later, Outbox
+from onward_scheduler.outbox import ERRAND, HOOK, Later, Outbox
 from onward_scheduler.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_partition")
@@ -107,7 +108,7 @@ async def is_empty(store: Store) -> bool:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for the next try does not wait long."""
     monkeypatch.setattr("onward_scheduler.outbox.AGAIN_FIRST_S", 0.01)
-    monkeypatch.setattr("onward_scheduler.outbox.AGAIN_LAST_S", 0.01)
+    monkeypatch.setattr("onward_scheduler.outbox.HOOK", replace(HOOK, again_max_s=0.01))
     monkeypatch.setattr("onward_scheduler.outbox.LOOK_S", 0.02)
 
 
@@ -162,7 +163,7 @@ async def test_a_receiver_that_fails_is_asked_again_with_the_same_id(store: Stor
 async def test_who_never_answers_is_given_up_and_holds_up_nothing(
     store: Store, scheduler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onward_scheduler.outbox.TRIES_MAX", 3)
+    monkeypatch.setattr("onward_scheduler.outbox.HOOK", replace(HOOK, again_max_s=0.01, tries_max=3))
     await serve(store, Workflow(name="blog", on_run_end=["http://127.0.0.1:1/"]))
     await start(scheduler)
     await scheduler.StopRun(StopRunRequest(namespace="default", run_id="run"))
@@ -294,13 +295,29 @@ async def test_an_entry_of_an_append_is_done_until_it_works_out(store: Store, er
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("error", [RunNotFound("gone"), ValueError("a bug")])
-async def test_what_cannot_be_done_is_left(store: Store, error: Exception) -> None:
+async def test_what_cannot_be_done_is_left(store: Store) -> None:
     run, _, _ = await Runs(store).submit(a_run(), holder="hand", ttl_s=60)
     await append(store, run, 1, 1, outbox=[b"one"])
 
     async def handle(entry: Entry) -> None:
-        raise error
+        raise RunNotFound("gone")
+
+    async with emptying(store, handle):
+        await eventually(lambda: is_empty(store))
+
+
+@pytest.mark.usefixtures("soon")
+async def test_what_runs_ask_of_each_other_is_not_given_up_for_a_bug(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would wait for ever: a Scheduler without the bug does it."""
+    monkeypatch.setattr("onward_scheduler.outbox.ERRAND", replace(ERRAND, again_max_s=0.01))
+    run, _, _ = await Runs(store).submit(a_run(), holder="hand", ttl_s=60)
+    await append(store, run, 1, 1, outbox=[b"one"])
+
+    async def handle(entry: Entry) -> None:
+        if entry.tries < 3:
+            raise ValueError("a bug")
 
     async with emptying(store, handle):
         await eventually(lambda: is_empty(store))

@@ -339,6 +339,8 @@ function Facts({ following }) {
       run.forked_from_run_id && html`<a href=${runPath(run.forked_from_run_id)}>${run.forked_from_run_id}</a>`,
     ],
     ["labels", Object.keys(run.labels ?? {}).length > 0 && html`<${Labels} labels=${run.labels} />`],
+    ["goes on as", view.continuedAs && html`<a href=${runPath(view.continuedAs)}>${view.continuedAs}</a>`],
+    ["goes on from", run.continued_from_run_id && html`<a href=${runPath(run.continued_from_run_id)}>${run.continued_from_run_id}</a>`],
     ["log", `${count(view.offset)} events`],
   ].filter(([, value]) => value);
   const usage = run.usage;

@@ -208,6 +208,7 @@ export class View {
     this.body = new Component("");
     this.components = new Map();
     this.output = null; // a payload
+    this.continuedAs = "";
     this.error = null;
     this.reason = "";
     this.waiting = null;
@@ -295,6 +296,7 @@ export class View {
     this.state = change.state ?? "UNSPECIFIED";
     this.reason = change.reason ?? "";
     this.output = change.output ?? null;
+    this.continuedAs = change.continuedAsRunId ?? "";
     this.error = change.error ?? null;
     this.waiting = null;
     this.done = TERMINAL.has(this.state);

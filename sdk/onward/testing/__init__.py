@@ -43,6 +43,7 @@ from onward.testing.running import no_backoff as no_backoff
 from onward.testing.running import no_replay as no_replay
 from onward.testing.running import one_cache as one_cache
 from onward.testing.running import run as run
+from onward.testing.running import serving as serving
 from onward.testing.running import signals as signals
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "no_replay",
     "one_cache",
     "run",
+    "serving",
     "settle",
     "shown",
     "signals",

@@ -11,24 +11,36 @@ from dataclasses import dataclass
 from itertools import count, repeat
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from pydantic_core import from_json
+
+from onward.children import STARTED
 from onward.engine import Attempt
 from onward.errors import RunFailed
 from onward.journal import NON_DETERMINISTIC
 from onward.memory import MemoryCache, MemoryPermits, MemoryRun
 from onward.retry import sleep
 from onward.signature import dump_any
+from onward.testing.family import Family, Member
 from onward.testing.points import Point, PointNotReached, after_offset
+from onward.v1.errand_pb2 import Errand
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_EXECUTOR_LOST,
-    ATTEMPT_CAUSE_STARTED,
-    ATTEMPT_CAUSE_WOKEN,
     OUTCOME_CANCELLED,
     AttemptCause,
     Event,
     InputRequested,
     RunStateChanged,
 )
-from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run, RunError, RunState
+from onward.v1.run_pb2 import (
+    RUN_STATE_FAILED,
+    RUN_STATE_QUEUED,
+    RUN_STATE_SUCCEEDED,
+    RUN_STATE_WAITING,
+    Payload,
+    Run,
+    RunError,
+    RunState,
+)
 from onward.views import View, fold
 from onward.waits import PACE, Pace
 from onward.workflows import Workflow
@@ -42,6 +54,7 @@ _shared: ContextVar[tuple[MemoryCache, MemoryPermits, Iterator[int]] | None] = C
     "onward_testing_cache", default=None
 )
 """A cache and permits that several runs use, and what they are numbered with."""
+_served: ContextVar[Mapping[str, Workflow[..., Any, Any]]] = ContextVar("onward_testing_served", default={})  # noqa: B039 - never written
 _replays: ContextVar[bool] = ContextVar("onward_testing_replays", default=True)
 
 
@@ -70,15 +83,21 @@ class Result(Generic[T]):
         events: Its log.
         view: What a user of the run sees: the log, folded.
         attempts: How many executors it took.
+        children: The runs that it started, in that order, and those that they go on as.
+        errands: What it asked of other runs, as serialized Errands.
     """
+
+    children: list[Result[Any]]
 
     def __init__(self, workflow: Workflow[..., Any, Any], run: MemoryRun) -> None:
         self.events: list[Event] = run.events
         self.view: View = fold(self.events)
         self.attempts = run.attempt
+        self.errands = run.errands
         self._workflow = workflow
         self._end = self.events[-1].run_state_changed
         self._run = run
+        self.children = []
 
     @property
     def state(self) -> str:
@@ -100,6 +119,15 @@ class Result(Generic[T]):
         return output
 
     @property
+    def continued_with(self) -> dict[str, Any] | None:
+        """The input of the run that it goes on as; None where it does not."""
+        if not self._end.continued_as_run_id:
+            return None
+        submit = Errand.FromString(self.errands[-1]).continue_run.submit
+        data: dict[str, Any] = from_json(submit.start.input.data)
+        return data
+
+    @property
     def error(self) -> RunError | None:
         """Why it failed or is paused; None where it did not."""
         return self._end.error if self._end.HasField("error") else None
@@ -111,35 +139,43 @@ class Result(Generic[T]):
 
 
 @dataclass(frozen=True)
-class _Tested:
-    """A run as its attempts are asked for."""
+class _Shared:
+    """What the executors of runs under test have in common."""
 
-    workflow: Workflow[..., Any, Any]
-    data: bytes
-    run_id: str
     cache: MemoryCache
     permits: MemoryPermits
 
-    async def attempt(self, memory: MemoryRun, cause: AttemptCause.ValueType, *, dies: Point | None = None) -> None:
-        log = memory.begin(dies=dies)
-        run = Run(run_id=self.run_id, namespace="test", workflow=self.workflow.name)
-        run.input.data, run.input.size = self.data, len(self.data)
-        run.log.last_offset = memory.last_offset
-        await Attempt(
-            self.workflow,
-            run=run,
-            log=log,
-            attempt=log.attempt,
-            cause=cause,
-            executor_id=f"executor-{log.attempt}",
-            deployment="test",
-            cache=self.cache,
-            permits=self.permits,
-        ).run()
+
+async def _attempt(
+    member: Member,
+    memory: MemoryRun,
+    cause: AttemptCause.ValueType,
+    shared: _Shared,
+    *,
+    dies: Point | None = None,
+) -> None:
+    log = memory.begin(dies=dies)
+    run = Run()
+    run.CopyFrom(member.run)
+    run.state = memory.state
+    run.log.last_offset = memory.last_offset
+    await Attempt(
+        member.workflow,
+        run=run,
+        log=log,
+        attempt=log.attempt,
+        cause=cause,
+        executor_id=f"executor-{log.attempt}",
+        deployment="test",
+        cache=shared.cache,
+        permits=shared.permits,
+    ).run()
 
 
 async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
     """Run `workflow` with these arguments to its end, and replay it, but in a `no_replay` block.
+
+    Its children run, too: whenever a run waits, or has ended. What it goes on as (`continue_as`) does not.
 
     Raises:
         NotRepeatable: The replay went another way.
@@ -150,31 +186,62 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
     data = signature.dump_input(signature.arguments(args, kwargs))
     if data is None:
         raise TypeError(f"the input of {workflow.name} has no JSON form")
-    memory = MemoryRun()
     cache, permits, numbers = _shared.get() or (MemoryCache(), MemoryPermits(), repeat(0))
+    shared = _Shared(cache, permits)
     number = next(numbers)
-    tested = _Tested(workflow, data, f"test-{number}" if number else "test", cache, permits)
+    run_id = f"test-{number}" if number else "test"
+    payload = Payload(data=data, size=len(data))
+    first = Member(workflow, Run(run_id=run_id, namespace="test", workflow=workflow.name, input=payload))
+    workflows = dict(_served.get())
+    family = Family(first, workflows)
     crashes = list(_crashes.get())
     clock = _Clock()
-    with no_backoff(), _in_no_time(clock):
-        cause: AttemptCause.ValueType = ATTEMPT_CAUSE_STARTED
-        while not memory.ended:
-            place = crashes[0] if crashes else None
-            place = after_offset(place) if isinstance(place, int) else place
-            await tested.attempt(memory, cause, dies=place)
-            if memory.state == RUN_STATE_WAITING:
-                _wake(memory, clock)
-                cause = ATTEMPT_CAUSE_WOKEN
-            elif not memory.ended:
+    started = STARTED.set(workflows)
+    try:
+        with no_backoff(), _in_no_time(clock):
+            await _to_the_end(family, crashes, clock, shared)
+            if crashes and isinstance(crashes[0], Point):
+                state = state_name(first.memory.state)
+                raise PointNotReached(f"{workflow.name} ended, {state}, and did not come by the point {crashes[0]}")
+            for member in list(family.members.values()):
+                if _replays.get() and member.memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
+                    await _replay(member, shared)
+    finally:
+        STARTED.reset(started)
+    return _result(family, first)
+
+
+def _result(family: Family, member: Member) -> Result[Any]:
+    result: Result[Any] = Result(member.workflow, member.memory)
+    result.children = [
+        _result(family, each) for each in family.members.values() if each.run.parent_run_id == member.run.run_id
+    ]
+    return result
+
+
+async def _to_the_end(family: Family, crashes: list[Point | int], clock: _Clock, shared: _Shared) -> None:
+    """Run all of them until nobody goes on."""
+    first = family.first
+    while True:
+        family.settle()
+        member = next((each for each in family.members.values() if each.is_to_run), None)
+        if member is None:
+            waiting = [each for each in family.members.values() if each.memory.state == RUN_STATE_WAITING]
+            if not waiting or not _wake([each.memory for each in waiting], clock):
+                break
+            continue
+        place = crashes[0] if crashes and member is first else None
+        place = after_offset(place) if isinstance(place, int) else place
+        await _attempt(member, member.memory, member.next_cause(), shared, dies=place)
+        if member.is_to_run and member.memory.state != RUN_STATE_QUEUED:  # It was lost.
+            if member is first:
                 del crashes[:1]
-                cause = ATTEMPT_CAUSE_EXECUTOR_LOST
-        if crashes and isinstance(crashes[0], Point):
-            raise PointNotReached(
-                f"{workflow.name} ended, {state_name(memory.state)}, and did not come by the point {crashes[0]}"
-            )
-        if _replays.get() and memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
-            await _replay(tested, memory)
-    return Result(workflow, memory)
+            member.cause = ATTEMPT_CAUSE_EXECUTOR_LOST
+    waits = first.memory.waiting
+    if waits is not None:
+        raise WaitsForEver(
+            f"the run waits for ever for {waits.reason}: answer in a `with testing.signals({{…}})` block"
+        )
 
 
 @contextmanager
@@ -192,24 +259,38 @@ def signals(given: Mapping[str, Any]) -> Iterator[None]:
         _signals.reset(token)
 
 
-def _wake(memory: MemoryRun, clock: _Clock) -> None:
-    """Bring about what a parked run waits for: its signals, or else its time."""
-    waiting, given = memory.waiting, _signals.get()
-    assert waiting is not None
-    answered = [name for name in waiting.signals if name in given]
-    for name in answered:
-        value = given[name]
-        if callable(value):
-            value = value(_request(memory, name))
-        memory.signal(name, dump_any(value, f"signal {name!r}"))
-    if answered:
-        return
-    if not waiting.HasField("wake_time"):
-        raise WaitsForEver(
-            f"the run waits for ever for {waiting.reason}: answer in a `with testing.signals({{…}})` block"
-        )
-    clock.ahead_s += max(0.0, waiting.wake_time.ToNanoseconds() / 1e9 - clock())
-    memory.wake()
+@contextmanager
+def serving(*workflows: Workflow[..., Any, Any]) -> Iterator[None]:
+    """Let the runs in the block start children of these by name. Those that they start by the workflow need it not."""
+    token = _served.set({**_served.get(), **{workflow.name: workflow for workflow in workflows}})
+    try:
+        yield
+    finally:
+        _served.reset(token)
+
+
+def _wake(parked: list[MemoryRun], clock: _Clock) -> bool:
+    """Bring about what parked runs wait for: their signals, or else the first time. Return whether there was any."""
+    given, answered = _signals.get(), False
+    for memory in parked:
+        assert memory.waiting is not None
+        for name in [name for name in memory.waiting.signals if name in given]:
+            value = given[name]
+            if callable(value):
+                value = value(_request(memory, name))
+            memory.signal(name, dump_any(value, f"signal {name!r}"))
+            answered = True
+    timed = [memory for memory in parked if memory.waiting is not None and memory.waiting.HasField("wake_time")]
+    if not answered and timed:
+        first = min(timed, key=_wake_s)
+        clock.ahead_s += max(0.0, _wake_s(first) - clock())
+        first.wake()
+    return answered or bool(timed)
+
+
+def _wake_s(memory: MemoryRun) -> float:
+    assert memory.waiting is not None
+    return memory.waiting.wake_time.ToNanoseconds() / 1e9
 
 
 def _request(memory: MemoryRun, name: str) -> InputRequested:
@@ -249,11 +330,12 @@ def no_replay(off: bool = True) -> Iterator[None]:
         _replays.reset(token)
 
 
-async def _replay(tested: _Tested, ended: MemoryRun) -> None:
+async def _replay(tested: Member, shared: _Shared) -> None:
     """Run it once more on its own log, without its end: nothing is to be run or shown again."""
+    ended = tested.memory
     memory = ended.reopened()
     offset = memory.last_offset + 1
-    await tested.attempt(memory, ATTEMPT_CAUSE_EXECUTOR_LOST)
+    await _attempt(tested, memory, ATTEMPT_CAUSE_EXECUTOR_LOST, shared)
     before, after = ended.events[-1].run_state_changed, memory.events[-1].run_state_changed
     if after.error.reason == NON_DETERMINISTIC:
         raise NotRepeatable(after.error.message)
@@ -291,6 +373,8 @@ def state_name(state: RunState.ValueType) -> str:
 
 def _end(run: MemoryRun, changed: RunStateChanged) -> str:
     output, error = changed.output, changed.error
+    if changed.continued_as_run_id:
+        return f"goes on as {changed.continued_as_run_id}"
     if changed.state == RUN_STATE_SUCCEEDED:
         return (run.blobs[output.blob_uri] if output.blob_uri else output.data).decode()
     return f"{error.reason} {error.type}: {error.message}"

@@ -346,10 +346,13 @@ class RunStateChanged(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CONTINUED_AS_RUN_ID_FIELD_NUMBER: _builtins.int
     state: _run_pb2.RunState.ValueType
     """state is the new state."""
     reason: _builtins.str
     """reason is why in words: who cancelled, what was lost."""
+    continued_as_run_id: _builtins.str
+    """continued_as_run_id is set with RUN_STATE_SUCCEEDED, instead of output, where the run goes on as another one with an empty log."""
     @_builtins.property
     def output(self) -> _run_pb2.Payload:
         """output is set with RUN_STATE_SUCCEEDED."""
@@ -365,10 +368,11 @@ class RunStateChanged(_message.Message):
         output: _run_pb2.Payload | None = ...,
         error: _run_pb2.RunError | None = ...,
         reason: _builtins.str = ...,
+        continued_as_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "output", b"output", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued_as_run_id", b"continued_as_run_id", "error", b"error", "output", b"output", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,6 +128,10 @@ class Run(_message.Message):
     PARENT_COMPONENT_ID_FIELD_NUMBER: _builtins.int
     DETACHED_FIELD_NUMBER: _builtins.int
     FORKED_FROM_RUN_ID_FIELD_NUMBER: _builtins.int
+    CONTINUED_AS_RUN_ID_FIELD_NUMBER: _builtins.int
+    CONTINUED_FROM_RUN_ID_FIELD_NUMBER: _builtins.int
+    FIRST_RUN_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """run_id is unique within a namespace for as long as the run is kept. Made by the server unless the caller chose one; opaque."""
     namespace: _builtins.str
@@ -162,6 +166,14 @@ class Run(_message.Message):
     """detached is true for a child that is not cancelled with its parent."""
     forked_from_run_id: _builtins.str
     """forked_from_run_id is the run whose results this one began with; empty unless made by ForkRun."""
+    continued_as_run_id: _builtins.str
+    """continued_as_run_id is the run that this one goes on as; empty unless it is in RUN_STATE_SUCCEEDED by that, without an output."""
+    continued_from_run_id: _builtins.str
+    """continued_from_run_id is the run that goes on as this one; empty unless there is one."""
+    first_run_id: _builtins.str
+    """first_run_id is the run that the chain of continued_from_run_id began with; empty for that run itself."""
+    depth: _builtins.int
+    """depth is how many runs are above it: 0 for a top-level run, 1 for its children."""
     @_builtins.property
     def input(self) -> Global___Payload:
         """input is what the run was started with. Set in GetRun and ExecuteRequest, left out elsewhere."""
@@ -245,10 +257,14 @@ class Run(_message.Message):
         parent_component_id: _builtins.str = ...,
         detached: _builtins.bool = ...,
         forked_from_run_id: _builtins.str = ...,
+        continued_as_run_id: _builtins.str = ...,
+        continued_from_run_id: _builtins.str = ...,
+        first_run_id: _builtins.str = ...,
+        depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "input", b"input", "log", b"log", "output", b"output", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage", "wake_time", b"wake_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "deadline", b"deadline", "deployment", b"deployment", "detached", b"detached", "end_time", b"end_time", "error", b"error", "executor_id", b"executor_id", "expire_time", b"expire_time", "fairness_key", b"fairness_key", "forked_from_run_id", b"forked_from_run_id", "input", b"input", "labels", b"labels", "log", b"log", "namespace", b"namespace", "output", b"output", "parent_component_id", b"parent_component_id", "parent_run_id", b"parent_run_id", "priority", b"priority", "request_id", b"request_id", "run_id", b"run_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "usage", b"usage", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "continued_as_run_id", b"continued_as_run_id", "continued_from_run_id", b"continued_from_run_id", "create_time", b"create_time", "deadline", b"deadline", "deployment", b"deployment", "depth", b"depth", "detached", b"detached", "end_time", b"end_time", "error", b"error", "executor_id", b"executor_id", "expire_time", b"expire_time", "fairness_key", b"fairness_key", "first_run_id", b"first_run_id", "forked_from_run_id", b"forked_from_run_id", "input", b"input", "labels", b"labels", "log", b"log", "namespace", b"namespace", "output", b"output", "parent_component_id", b"parent_component_id", "parent_run_id", b"parent_run_id", "priority", b"priority", "request_id", b"request_id", "run_id", b"run_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "usage", b"usage", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

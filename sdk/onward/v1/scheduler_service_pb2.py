@@ -28,7 +28,7 @@ from onward.v1 import gateway_service_pb2 as onward_dot_v1_dot_gateway__service_
 from onward.v1 import run_pb2 as onward_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onward/v1/scheduler_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a onward/v1/executor_service.proto\x1a\x1fonward/v1/gateway_service.proto\x1a\x13onward/v1/run.proto\"\xac\x01\n\x10SubmitRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.onward.v1.StartRunRequest\x12\x15\n\rparent_run_id\x18\x03 \x01(\t\x12\x1b\n\x13parent_component_id\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x05 \x01(\x08\x12\x14\n\x0ctrace_parent\x18\x06 \x01(\t\"B\n\x11SubmitRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"C\n\x0eStopRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\".\n\x0fStopRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"V\n\x14\x44\x65liverSignalRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12+\n\x06signal\x18\x02 \x01(\x0b\x32\x1b.onward.v1.SignalRunRequest\"9\n\x15\x44\x65liverSignalResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"G\n\x0eWakeRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\".\n\x0fWakeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"d\n\x10\x42ranchRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\'\n\x04\x66ork\x18\x02 \x01(\x0b\x32\x19.onward.v1.ForkRunRequest\x12\x14\n\x0ctrace_parent\x18\x03 \x01(\t\"B\n\x11\x42ranchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"@\n\x17RegisterExecutorRequest\x12%\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32\x13.onward.v1.Executor\"H\n\x18RegisterExecutorResponse\x12,\n\tlease_ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14ListExecutorsRequest\"?\n\x15ListExecutorsResponse\x12&\n\texecutors\x18\x01 \x03(\x0b\x32\x13.onward.v1.Executor\"O\n\x11SetTrafficRequest\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\x12\x11\n\tworkflows\x18\x02 \x03(\t\"3\n\x0cTrafficShare\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\"=\n\x12SetTrafficResponse\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\"\x18\n\x16ListDeploymentsRequest\"E\n\x17ListDeploymentsResponse\x12*\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x15.onward.v1.Deployment\"f\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\x13\n\x0bpinned_runs\x18\x03 \x01(\x03\x12\x11\n\texecutors\x18\x04 \x01(\x05\x12\x11\n\tretirable\x18\x05 \x01(\x08\x32\xd0\x05\n\x10SchedulerService\x12\x46\n\tSubmitRun\x12\x1b.onward.v1.SubmitRunRequest\x1a\x1c.onward.v1.SubmitRunResponse\x12@\n\x07StopRun\x12\x19.onward.v1.StopRunRequest\x1a\x1a.onward.v1.StopRunResponse\x12R\n\rDeliverSignal\x12\x1f.onward.v1.DeliverSignalRequest\x1a .onward.v1.DeliverSignalResponse\x12@\n\x07WakeRun\x12\x19.onward.v1.WakeRunRequest\x1a\x1a.onward.v1.WakeRunResponse\x12\x46\n\tBranchRun\x12\x1b.onward.v1.BranchRunRequest\x1a\x1c.onward.v1.BranchRunResponse\x12[\n\x10RegisterExecutor\x12\".onward.v1.RegisterExecutorRequest\x1a#.onward.v1.RegisterExecutorResponse\x12R\n\rListExecutors\x12\x1f.onward.v1.ListExecutorsRequest\x1a .onward.v1.ListExecutorsResponse\x12I\n\nSetTraffic\x12\x1c.onward.v1.SetTrafficRequest\x1a\x1d.onward.v1.SetTrafficResponse\x12X\n\x0fListDeployments\x12!.onward.v1.ListDeploymentsRequest\x1a\".onward.v1.ListDeploymentsResponseB%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onward/v1/scheduler_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a onward/v1/executor_service.proto\x1a\x1fonward/v1/gateway_service.proto\x1a\x13onward/v1/run.proto\"\xf0\x01\n\x10SubmitRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.onward.v1.StartRunRequest\x12\x15\n\rparent_run_id\x18\x03 \x01(\t\x12\x1b\n\x13parent_component_id\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x05 \x01(\x08\x12\x14\n\x0ctrace_parent\x18\x06 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x07 \x01(\x05\x12\x1d\n\x15\x63ontinued_from_run_id\x18\x08 \x01(\t\x12\x14\n\x0c\x66irst_run_id\x18\t \x01(\t\"B\n\x11SubmitRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"C\n\x0eStopRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\".\n\x0fStopRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"V\n\x14\x44\x65liverSignalRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12+\n\x06signal\x18\x02 \x01(\x0b\x32\x1b.onward.v1.SignalRunRequest\"9\n\x15\x44\x65liverSignalResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"G\n\x0eWakeRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\".\n\x0fWakeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\"d\n\x10\x42ranchRunRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\'\n\x04\x66ork\x18\x02 \x01(\x0b\x32\x19.onward.v1.ForkRunRequest\x12\x14\n\x0ctrace_parent\x18\x03 \x01(\t\"B\n\x11\x42ranchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"@\n\x17RegisterExecutorRequest\x12%\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32\x13.onward.v1.Executor\"H\n\x18RegisterExecutorResponse\x12,\n\tlease_ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14ListExecutorsRequest\"?\n\x15ListExecutorsResponse\x12&\n\texecutors\x18\x01 \x03(\x0b\x32\x13.onward.v1.Executor\"O\n\x11SetTrafficRequest\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\x12\x11\n\tworkflows\x18\x02 \x03(\t\"3\n\x0cTrafficShare\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\"=\n\x12SetTrafficResponse\x12\'\n\x06shares\x18\x01 \x03(\x0b\x32\x17.onward.v1.TrafficShare\"\x18\n\x16ListDeploymentsRequest\"E\n\x17ListDeploymentsResponse\x12*\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x15.onward.v1.Deployment\"f\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\x13\n\x0bpinned_runs\x18\x03 \x01(\x03\x12\x11\n\texecutors\x18\x04 \x01(\x05\x12\x11\n\tretirable\x18\x05 \x01(\x08\x32\xd0\x05\n\x10SchedulerService\x12\x46\n\tSubmitRun\x12\x1b.onward.v1.SubmitRunRequest\x1a\x1c.onward.v1.SubmitRunResponse\x12@\n\x07StopRun\x12\x19.onward.v1.StopRunRequest\x1a\x1a.onward.v1.StopRunResponse\x12R\n\rDeliverSignal\x12\x1f.onward.v1.DeliverSignalRequest\x1a .onward.v1.DeliverSignalResponse\x12@\n\x07WakeRun\x12\x19.onward.v1.WakeRunRequest\x1a\x1a.onward.v1.WakeRunResponse\x12\x46\n\tBranchRun\x12\x1b.onward.v1.BranchRunRequest\x1a\x1c.onward.v1.BranchRunResponse\x12[\n\x10RegisterExecutor\x12\".onward.v1.RegisterExecutorRequest\x1a#.onward.v1.RegisterExecutorResponse\x12R\n\rListExecutors\x12\x1f.onward.v1.ListExecutorsRequest\x1a .onward.v1.ListExecutorsResponse\x12I\n\nSetTraffic\x12\x1c.onward.v1.SetTrafficRequest\x1a\x1d.onward.v1.SetTrafficResponse\x12X\n\x0fListDeployments\x12!.onward.v1.ListDeploymentsRequest\x1a\".onward.v1.ListDeploymentsResponseB%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,45 +37,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.onward.v1P\001Z\022onward/v1;onwardv1'
   _globals['_SUBMITRUNREQUEST']._serialized_start=169
-  _globals['_SUBMITRUNREQUEST']._serialized_end=341
-  _globals['_SUBMITRUNRESPONSE']._serialized_start=343
-  _globals['_SUBMITRUNRESPONSE']._serialized_end=409
-  _globals['_STOPRUNREQUEST']._serialized_start=411
-  _globals['_STOPRUNREQUEST']._serialized_end=478
-  _globals['_STOPRUNRESPONSE']._serialized_start=480
-  _globals['_STOPRUNRESPONSE']._serialized_end=526
-  _globals['_DELIVERSIGNALREQUEST']._serialized_start=528
-  _globals['_DELIVERSIGNALREQUEST']._serialized_end=614
-  _globals['_DELIVERSIGNALRESPONSE']._serialized_start=616
-  _globals['_DELIVERSIGNALRESPONSE']._serialized_end=673
-  _globals['_WAKERUNREQUEST']._serialized_start=675
-  _globals['_WAKERUNREQUEST']._serialized_end=746
-  _globals['_WAKERUNRESPONSE']._serialized_start=748
-  _globals['_WAKERUNRESPONSE']._serialized_end=794
-  _globals['_BRANCHRUNREQUEST']._serialized_start=796
-  _globals['_BRANCHRUNREQUEST']._serialized_end=896
-  _globals['_BRANCHRUNRESPONSE']._serialized_start=898
-  _globals['_BRANCHRUNRESPONSE']._serialized_end=964
-  _globals['_REGISTEREXECUTORREQUEST']._serialized_start=966
-  _globals['_REGISTEREXECUTORREQUEST']._serialized_end=1030
-  _globals['_REGISTEREXECUTORRESPONSE']._serialized_start=1032
-  _globals['_REGISTEREXECUTORRESPONSE']._serialized_end=1104
-  _globals['_LISTEXECUTORSREQUEST']._serialized_start=1106
-  _globals['_LISTEXECUTORSREQUEST']._serialized_end=1128
-  _globals['_LISTEXECUTORSRESPONSE']._serialized_start=1130
-  _globals['_LISTEXECUTORSRESPONSE']._serialized_end=1193
-  _globals['_SETTRAFFICREQUEST']._serialized_start=1195
-  _globals['_SETTRAFFICREQUEST']._serialized_end=1274
-  _globals['_TRAFFICSHARE']._serialized_start=1276
-  _globals['_TRAFFICSHARE']._serialized_end=1327
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=1329
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=1390
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1392
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1416
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1418
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1487
-  _globals['_DEPLOYMENT']._serialized_start=1489
-  _globals['_DEPLOYMENT']._serialized_end=1591
-  _globals['_SCHEDULERSERVICE']._serialized_start=1594
-  _globals['_SCHEDULERSERVICE']._serialized_end=2314
+  _globals['_SUBMITRUNREQUEST']._serialized_end=409
+  _globals['_SUBMITRUNRESPONSE']._serialized_start=411
+  _globals['_SUBMITRUNRESPONSE']._serialized_end=477
+  _globals['_STOPRUNREQUEST']._serialized_start=479
+  _globals['_STOPRUNREQUEST']._serialized_end=546
+  _globals['_STOPRUNRESPONSE']._serialized_start=548
+  _globals['_STOPRUNRESPONSE']._serialized_end=594
+  _globals['_DELIVERSIGNALREQUEST']._serialized_start=596
+  _globals['_DELIVERSIGNALREQUEST']._serialized_end=682
+  _globals['_DELIVERSIGNALRESPONSE']._serialized_start=684
+  _globals['_DELIVERSIGNALRESPONSE']._serialized_end=741
+  _globals['_WAKERUNREQUEST']._serialized_start=743
+  _globals['_WAKERUNREQUEST']._serialized_end=814
+  _globals['_WAKERUNRESPONSE']._serialized_start=816
+  _globals['_WAKERUNRESPONSE']._serialized_end=862
+  _globals['_BRANCHRUNREQUEST']._serialized_start=864
+  _globals['_BRANCHRUNREQUEST']._serialized_end=964
+  _globals['_BRANCHRUNRESPONSE']._serialized_start=966
+  _globals['_BRANCHRUNRESPONSE']._serialized_end=1032
+  _globals['_REGISTEREXECUTORREQUEST']._serialized_start=1034
+  _globals['_REGISTEREXECUTORREQUEST']._serialized_end=1098
+  _globals['_REGISTEREXECUTORRESPONSE']._serialized_start=1100
+  _globals['_REGISTEREXECUTORRESPONSE']._serialized_end=1172
+  _globals['_LISTEXECUTORSREQUEST']._serialized_start=1174
+  _globals['_LISTEXECUTORSREQUEST']._serialized_end=1196
+  _globals['_LISTEXECUTORSRESPONSE']._serialized_start=1198
+  _globals['_LISTEXECUTORSRESPONSE']._serialized_end=1261
+  _globals['_SETTRAFFICREQUEST']._serialized_start=1263
+  _globals['_SETTRAFFICREQUEST']._serialized_end=1342
+  _globals['_TRAFFICSHARE']._serialized_start=1344
+  _globals['_TRAFFICSHARE']._serialized_end=1395
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=1397
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=1458
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1460
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1484
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1486
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1555
+  _globals['_DEPLOYMENT']._serialized_start=1557
+  _globals['_DEPLOYMENT']._serialized_end=1659
+  _globals['_SCHEDULERSERVICE']._serialized_start=1662
+  _globals['_SCHEDULERSERVICE']._serialized_end=2382
 # @@protoc_insertion_point(module_scope)

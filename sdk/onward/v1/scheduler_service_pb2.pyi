@@ -34,6 +34,9 @@ class SubmitRunRequest(_message.Message):
     PARENT_COMPONENT_ID_FIELD_NUMBER: _builtins.int
     DETACHED_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    CONTINUED_FROM_RUN_ID_FIELD_NUMBER: _builtins.int
+    FIRST_RUN_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """namespace is from the caller's credentials."""
     parent_run_id: _builtins.str
@@ -41,9 +44,15 @@ class SubmitRunRequest(_message.Message):
     parent_component_id: _builtins.str
     """parent_component_id is the instance that starts the child."""
     detached: _builtins.bool
-    """detached makes a child outlive its parent's cancellation."""
+    """detached makes a child outlive its parent."""
     trace_parent: _builtins.str
     """trace_parent is the caller's W3C traceparent; empty when there is none."""
+    depth: _builtins.int
+    """depth as in Run."""
+    continued_from_run_id: _builtins.str
+    """continued_from_run_id as in Run."""
+    first_run_id: _builtins.str
+    """first_run_id as in Run."""
     @_builtins.property
     def start(self) -> _gateway_service_pb2.StartRunRequest:
         """start is what the caller asked for."""
@@ -57,10 +66,13 @@ class SubmitRunRequest(_message.Message):
         parent_component_id: _builtins.str = ...,
         detached: _builtins.bool = ...,
         trace_parent: _builtins.str = ...,
+        depth: _builtins.int = ...,
+        continued_from_run_id: _builtins.str = ...,
+        first_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "namespace", b"namespace", "parent_component_id", b"parent_component_id", "parent_run_id", b"parent_run_id", "start", b"start", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued_from_run_id", b"continued_from_run_id", "depth", b"depth", "detached", b"detached", "first_run_id", b"first_run_id", "namespace", b"namespace", "parent_component_id", b"parent_component_id", "parent_run_id", b"parent_run_id", "start", b"start", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
