@@ -9,6 +9,7 @@ import openai
 import pytest
 
 import approval
+import children
 import hello
 import model
 from onward import testing
@@ -67,3 +68,18 @@ def test_the_readme_begins_with_hello() -> None:
 def test_what_is_worth_no_further_try_are_errors() -> None:
     """The policy names them, and a name that is no error would only show when it is needed."""
     assert all(issubclass(error, openai.APIStatusError) for error in model.REFUSED)
+
+
+async def test_a_report_is_written_by_children() -> None:
+    """Each part is a run of its own; and a watch goes on as a new run after a month."""
+    result = await testing.run(children.report, "tea")
+    assert result.output.startswith("History\nWhat is known of history of tea.")
+    assert [child.statuses for child in result.children] == [
+        ["Writing History"],
+        ["Writing Kinds"],
+        ["Writing Prices"],
+    ]
+    with testing.no_replay():
+        watched = await testing.run(children.watch, "tea")
+    assert watched.continued_with == {"topic": "tea", "seen": 30}
+    assert len(watched.children) == 30
