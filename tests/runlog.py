@@ -62,7 +62,7 @@ def part(
     attempt: int,
     sequence: int,
     *events: Event | bytes,
-    end: int | None = None,
+    end: int | str | None = None,
     output: bytes = b"",
     error: bytes = b"",
     usage: str = "",

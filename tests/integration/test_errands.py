@@ -1,0 +1,174 @@
+"""What runs ask of each other, done twice or too late: it comes to the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.runlog import CANCELLED, QUEUED, SUCCEEDED, a_run, append, ended, log_of
+
+from onward.log import ACCEPTED, ENDED
+from onward.v1.errand_pb2 import ContinueRun, Errand
+from onward.v1.event_pb2 import Event, RunStateChanged
+from onward.v1.executor_service_pb2 import Executor
+from onward.v1.gateway_service_pb2 import SignalRunRequest, StartRunRequest, Workflow
+from onward.v1.run_pb2 import Payload, Run
+from onward.v1.scheduler_service_pb2 import StopRunRequest, SubmitRunRequest
+from onward_runlog import registry
+from onward_runlog.deployments import Deployments
+from onward_runlog.errors import RunNotFound
+from onward_runlog.runs import Entry, Runs
+from onward_runlog.store import Store
+from onward_scheduler.accepting import Accepting
+from onward_scheduler.dispatching import Dispatcher
+from onward_scheduler.errands import Errands
+from onward_scheduler.outbox import Later
+
+
+@pytest.fixture
+async def errands(store: Store, runs: Runs) -> AsyncIterator[Errands]:
+    async with (
+        Deployments(store).following() as deployments,
+        Dispatcher(store, runs, lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher,
+    ):
+        yield Errands(runs, dispatcher, Accepting(runs, dispatcher, deployments, Workflow()))
+
+
+@pytest.fixture
+async def parent(runs: Runs) -> Run:
+    """A run that is held."""
+    run, _, _ = await runs.submit(a_run("parent"), holder="hand", ttl_s=60)
+    return run
+
+
+async def serve(store: Store, name: str = "part", deployment: str = "build") -> None:
+    executor = Executor(executor_id=deployment, deployment=deployment, address="127.0.0.1:1")
+    executor.workflows.add(name=name)
+    await registry.register(store, executor, ttl_s=60)
+
+
+async def asked(store: Store, runs: Runs, parent: Run, errand: Errand, sequence: int = 1) -> Entry:
+    """Have the parent ask, and return the entry."""
+    await append(store, parent, 1, sequence, outbox=[errand.SerializeToString()])
+    entries = [entry for base in store.bases() for entry in await runs.take(base, busy_s=60)]
+    return next(entry for entry in entries if entry.kind == "errand")
+
+
+def start_child(*, detached: bool = False, workflow: str = "part") -> Errand:
+    start = StartRunRequest(workflow=workflow, run_id="child", input=Payload(data=b"{}", size=2))
+    return Errand(start_child=SubmitRunRequest(start=start, detached=detached, depth=1))
+
+
+def signals(events: list[Event]) -> list[tuple[str, Run]]:
+    received = [event.signal_received for event in events if event.HasField("signal_received")]
+    return [(signal.name, Run.FromString(signal.value.data)) for signal in received]
+
+
+async def test_a_start_that_is_done_again_starts_nothing(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """By one Scheduler after the other, or by two at once."""
+    await serve(store)
+    entry = await asked(store, runs, parent, start_child())
+    await asyncio.gather(errands.do(entry), errands.do(entry))
+    await errands.do(entry)
+    [child] = await runs.children("default", "parent")
+    assert (child.run_id, child.parent_run_id, child.depth, child.state) == ("child", "parent", 1, QUEUED)
+    [(name, told)] = signals(await log_of(store, parent))
+    assert (name, told.HasField("error")) == (ACCEPTED + "child", False)
+
+
+async def test_what_was_refused_stays_refused(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:
+    """Also where somebody serves it when the errand comes again: its parent has been told."""
+    entry = await asked(store, runs, parent, start_child())
+    await errands.do(entry)
+    await serve(store)
+    await errands.do(entry)
+    [(_, told)] = signals(await log_of(store, parent))
+    assert (told.error.reason, told.error.retryable) == ("WORKFLOW_NOT_FOUND", True)
+    assert await runs.children("default", "parent") == []
+
+
+async def test_a_parent_that_has_ended_gets_no_child_but_a_detached_one(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """What it asked for while it lived is done after its end."""
+    await serve(store)
+    for detached in (False, True):
+        run, _, _ = await runs.submit(a_run(f"parent-{detached}"), holder="hand", ttl_s=60)
+        entry = await asked(store, runs, run, start_child(detached=detached))
+        await append(store, run, 1, 2, ended(), end=SUCCEEDED)
+        await errands.do(entry)
+        assert len(await runs.children("default", run.run_id)) == detached
+
+
+async def test_a_child_that_was_accepted_beside_its_parents_end_is_cancelled(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """The Scheduler that accepted it died before it looked; the errand comes again."""
+    await serve(store)
+    entry = await asked(store, runs, parent, start_child())
+    await runs.submit(a_run("child", workflow="part", parent_run_id="parent"))
+    await append(store, parent, 1, 2, ended(), end=SUCCEEDED)
+    await errands.do(entry)
+    assert (await runs.get("default", "child")).state == CANCELLED
+
+
+async def test_an_end_is_told_once_and_ends_the_children(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """Those that are not detached."""
+    run, _, _ = await runs.submit(a_run("child", parent_run_id="parent"), holder="hand", ttl_s=60)
+    for name, detached in (("own", False), ("detached", True)):
+        await runs.submit(a_run(name, parent_run_id="child", detached=detached))
+    await append(store, run, 1, 1, ended(), end=SUCCEEDED, output=Payload(data=b"7", size=1).SerializeToString())
+    [entry] = [entry for base in store.bases() for entry in await runs.take(base, busy_s=60)]
+    assert entry.kind == "ended"
+    await asyncio.gather(errands.end(entry), errands.end(entry))
+    [(name, told)] = signals(await log_of(store, parent))
+    assert (name, told.state, told.output.data) == (ENDED + "child", SUCCEEDED, b"7")
+    states = {child.run_id: child.state for child in await runs.children("default", "child")}
+    assert states == {"own": CANCELLED, "detached": QUEUED}
+
+
+async def test_who_is_to_be_stopped_and_is_not_there_yet_is_looked_for_again(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """Its start may be under way; but not for ever."""
+    entry = await asked(store, runs, parent, Errand(stop_child=StopRunRequest(run_id="child")))
+    with pytest.raises(Later):
+        await errands.do(entry)
+    await runs.submit(a_run("child", parent_run_id="parent"))
+    await errands.do(entry)
+    assert (await runs.get("default", "child")).state == CANCELLED
+    gone = Errand(stop_child=StopRunRequest(run_id="gone")).SerializeToString()
+    await errands.do(Entry(entry.base, entry.id, gone, tries=9))
+
+
+async def test_a_run_goes_on_once_with_the_signals_that_nobody_took(store: Store, runs: Runs, errands: Errands) -> None:
+    """The record, the closing event and the errand are one step; GetRun says where it goes on."""
+    await serve(store)
+    run, _, _ = await runs.submit(a_run("first", workflow="part"), holder="hand", ttl_s=60)
+    for number in range(4):  # offsets 2 to 5
+        value = Payload(data=b"%d" % number, size=1)
+        await runs.signal("default", SignalRunRequest(run_id="first", name="say", value=value))
+    start = StartRunRequest(workflow="part", run_id="second", input=Payload(data=b'{"n":1}', size=7))
+    submit = SubmitRunRequest(start=start, continued_from_run_id="first", first_run_id="first")
+    following = ContinueRun(submit=submit, signals=[3], through_offset=4)
+    change = RunStateChanged(state=SUCCEEDED, continued_as_run_id="second")
+    errand = Errand(continue_run=following).SerializeToString()
+    reply = await append(store, run, 1, 1, Event(run_state_changed=change), end=f"{SUCCEEDED} second", outbox=[errand])
+    assert (reply.status, reply.state) == ("ok", SUCCEEDED)
+    first = await runs.get("default", "first")
+    assert (first.continued_as_run_id, first.HasField("output")) == ("second", False)
+    entries = [entry for base in store.bases() for entry in await runs.take(base, busy_s=60)]
+    [entry] = [entry for entry in entries if entry.kind == "errand"]
+    with pytest.raises(RunNotFound):
+        await runs.get("default", "second")
+    await errands.do(entry)
+    await errands.do(entry)
+    second = await runs.get("default", "second")
+    assert (second.continued_from_run_id, second.first_run_id, second.state) == ("first", "first", QUEUED)
+    received = [event.signal_received for event in await log_of(store, second) if event.HasField("signal_received")]
+    assert [signal.value.data for signal in received] == [b"1", b"3"]
