@@ -119,7 +119,7 @@ class Calls:
         trace_parent: str,
         accepted: Callable[[Run, bool], Awaitable[None]],
     ) -> Run:
-        """Start a run and wait for its end.
+        """Start a run and wait for its end, or until it is PAUSED.
 
         Args:
             accepted: Called as soon as the run is accepted, with it and whether an earlier call started it.
@@ -138,9 +138,7 @@ class Calls:
         wait_s = checking.check_get(request)
         work = self._work
         if wait_s:
-            run = await work.waiting.end_of(
-                caller.namespace, request.run_id, wait_s, or_pause=True, input=True, output=True
-            )
+            run = await work.waiting.end_of(caller.namespace, request.run_id, wait_s, input=True, output=True)
         else:
             run = await work.reader.run(caller.namespace, request.run_id, input=True, output=True)
         await work.deployments.explain([run])

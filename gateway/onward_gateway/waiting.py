@@ -35,14 +35,13 @@ class Waiting:
         run_id: str,
         wait_s: float | None,
         *,
-        or_pause: bool = False,
         input: bool = False,
         output: bool = False,
     ) -> Run:
-        """Return a run when it is terminal or `wait_s` seconds have passed; None waits without end.
+        """Return a run when it is terminal, or PAUSED and so does not end by itself, or `wait_s` seconds have passed.
 
         Args:
-            or_pause: Return it also when it is PAUSED, and so does not end by itself.
+            wait_s: None waits without end.
 
         Raises:
             RunNotFound: There is no such run, or no longer.
@@ -54,19 +53,19 @@ class Waiting:
             with self._feed.follow(namespace, run_id, waiter) as followed:
                 run = await self._reader.run(namespace, run_id, input=input, output=output)
                 followed.learn(run)
-                if run.log.closed or (or_pause and run.state == RunState.RUN_STATE_PAUSED):
+                if run.log.closed or run.state == RunState.RUN_STATE_PAUSED:
                     return run
                 try:
                     async with asyncio.timeout(wait_s):
                         while followed.end is None and followed.failure is None and not self._draining:
-                            if or_pause and followed.paused:
+                            if followed.paused:
                                 break
                             await waiter.woken()
                 except TimeoutError:
                     pass  # then as it stands now
                 if followed.failure is not None:
                     raise followed.failure
-                if self._draining and followed.end is None and not (or_pause and followed.paused):
+                if self._draining and followed.end is None and not followed.paused:
                     raise draining()
                 return await self._read(namespace, run_id, input=input, output=output)
         finally:

@@ -344,6 +344,20 @@ async def test_invoke_names_its_run_at_once_and_waits_for_the_end(door: Door, st
     assert not response.run.HasField("input")
 
 
+async def test_invoke_does_not_wait_for_a_paused_run(door: Door, store: Store) -> None:
+    """Whether it pauses meanwhile, or had been when it was invoked again."""
+    start = StartRunRequest(workflow="blog", input=TEA, run_id="run")
+    await door.stub.StartRun(start)
+    [taken] = await Runs(store).claim(store.place("default", "run")[0], "build", holder="hand", ttl_s=60, limit=1)
+    again = InvokeWorkflowRequest(start=start)
+    waits = asyncio.ensure_future(door.stub.InvokeWorkflow(again))
+    log = Log(store, taken.run, taken.attempt)
+    await log.append(delta())
+    await append(store, log.run, taken.attempt, 2, ended(RunState.RUN_STATE_PAUSED), end=RunState.RUN_STATE_PAUSED)
+    assert (await waits).run.state == RunState.RUN_STATE_PAUSED
+    assert (await door.stub.InvokeWorkflow(again)).run.state == RunState.RUN_STATE_PAUSED
+
+
 async def test_invoke_returns_when_its_wait_has_passed(door: Door) -> None:
     request = InvokeWorkflowRequest(start=StartRunRequest(workflow="blog", input=TEA), wait=Duration(nanos=1))
     run = (await door.stub.InvokeWorkflow(request)).run

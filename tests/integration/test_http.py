@@ -187,7 +187,7 @@ async def test_what_is_not_there(http: httpx2.AsyncClient) -> None:
 # Invoking.
 
 
-async def invoked(gate: Door, store: Store, *, fail: bool = False) -> httpx2.Response:
+async def invoked(gate: Door, store: Store, *, fail: bool = False, pause: bool = False) -> httpx2.Response:
     """Invoke with a run_id whose run is ended by hand."""
     run = a_run("run", data=json.dumps(TEA, separators=(",", ":")).encode())
     run.input.media_type = "application/json"
@@ -197,7 +197,7 @@ async def invoked(gate: Door, store: Store, *, fail: bool = False) -> httpx2.Res
     async with client(gate) as http:
         waiting = asyncio.create_task(http.post(f"{INVOKE}?run_id=run", json=TEA))
         await asyncio.sleep(0)
-        await (log.fail() if fail else log.close())
+        await (log.fail(PAUSED) if pause else log.fail() if fail else log.close())
         return await waiting
 
 
@@ -215,6 +215,14 @@ async def test_invoke_of_a_run_that_fails(gate: Door, store: Store) -> None:
     told = problem(response, 422, "COMPONENT_FAILED")
     assert (told["run_id"], told["error"]["reason"]) == ("run", "COMPONENT_FAILED")
     assert response.headers["onward-run-id"] == "run"
+
+
+async def test_invoke_of_a_run_that_is_paused(gate: Door, store: Store) -> None:
+    """It is told at once, and where to look: it does not end by itself."""
+    response = await invoked(gate, store, pause=True)
+    told = response.json()
+    assert (response.status_code, told["state"], told["error"]["reason"]) == (202, "PAUSED", "LOG_LIMIT")
+    assert response.headers["location"] == "/v1/runs/run"
 
 
 async def test_invoke_of_a_run_that_is_cancelled(http: httpx2.AsyncClient) -> None:

@@ -233,7 +233,7 @@ class InvokeWorkflowRequest(_message.Message):
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """wait makes the call return when the run is terminal or this much time has passed. Unset means until the call's deadline."""
+        """wait makes the call return when the run is terminal or PAUSED, or this much time has passed. Unset means until the call's deadline."""
 
     def __init__(
         self,
@@ -258,7 +258,7 @@ class InvokeWorkflowResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> _run_pb2.Run:
-        """run is terminal, or as it stood when wait had passed."""
+        """run is terminal or PAUSED, or as it stood when wait had passed."""
 
     def __init__(
         self,
