@@ -6,6 +6,7 @@ or, with a server of your own:
 
     onward dev sdk/examples/onboarding.py
     onward start ingest url=https://example.com --follow
+    onward start onboard url=https://example.com            # the same, as a run of its own: answers at once
     onward start ask site=example.com question="What does it cost?" --follow       # at any time
 
 The model never runs loose on what strangers wrote: it sees a page as numbered lines and answers with numbers. What is
@@ -23,7 +24,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 import model
-from onward import ComponentError, component, now, publish, status, workflow
+from onward import ComponentError, component, now, publish, start_child, status, workflow
 from onward import map as omap
 from website import finding
 from website.addresses import is_site, normal, site_of
@@ -331,6 +332,33 @@ async def ingest(
         seconds=(now() - began).total_seconds(),
         model=reader.name,
     )
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is known of an onboarding at once.
+
+    Attributes:
+        site: What `ask` takes.
+        run_id: The run that reads the site: whoever follows it sees page after page.
+    """
+
+    site: str
+    run_id: str
+
+
+@workflow
+async def onboard(url: str, pages: Annotated[int, Field(ge=1, le=PAGES_MAX)] = 100, max_age_s: float = 3600.0) -> Begun:
+    """Have a website read, and return at once: it is read by a run of its own, which outlives this one.
+
+    Args:
+        url: Any page of the site.
+        pages: As for `ingest`.
+        max_age_s: As for `ingest`.
+    """
+    site = site_of(url)
+    reading = await start_child.options(detached=True, labels={"site": site})(ingest, url, pages, max_age_s)
+    return Begun(site, reading.run_id)
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,17 @@ async def test_its_user_sees_how_far_it_is(small: ProductSite, provider: Provide
     assert sum(page["facts"] for page in result.view.states["pages"]) == result.output.facts
 
 
+async def test_onboarding_answers_at_once_and_a_run_of_its_own_reads(small: ProductSite, provider: Provider) -> None:
+    """It outlives the one that answered, and says who it is before it has begun."""
+    with testing.no_replay():
+        result = await testing.run(onboarding.onboard, f"{small.url}/")
+    [reading] = result.children
+    [child] = result.view.child_runs
+    assert vars(result.output) == {"site": site_of(small.url), "run_id": child.run_id}
+    assert child.detached
+    assert reading.output.ready == 4
+
+
 async def test_what_is_kept_are_the_pages_own_words(small: ProductSite, provider: Provider) -> None:
     """A question is answered with its source."""
     await ingested(small)
