@@ -224,7 +224,7 @@ class Starter:
         )
         if timeout_s is not None:
             start.run_timeout.FromNanoseconds(round(timeout_s * 1e9))
-        await wait_as(
+        accepted: Run | None = await wait_as(
             _Start(
                 name="onward.start_child",
                 kind=WAIT_KIND_CHILD,
@@ -239,7 +239,8 @@ class Starter:
             ),
             instance,
         )
-        return Child(run_id, name, load, private=policy.private)
+        # In a fork it is the child that the run started from which the fork was made.
+        return Child(accepted.run_id if accepted else run_id, name, load, private=policy.private)
 
 
 start_child = Starter()
@@ -310,11 +311,11 @@ class _Start(What):
         if not self.detached:
             journal.children[start.run_id] = tuple(above.id for above in instance.path())
 
-    async def end(self, instance: Instance, offset: int, value: Run, beside: Mapping[str, bytes]) -> None:
+    async def end(self, instance: Instance, offset: int, value: Run, beside: Mapping[str, bytes]) -> Run:
         """See What.end."""
         if not value.HasField("error"):
             await instance.journal.finished(instance, None, signal_offset=offset, beside=beside)
-            return
+            return value
         refused = RunError()
         refused.CopyFrom(value.error)
         refused.component_id = instance.id

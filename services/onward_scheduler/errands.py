@@ -62,7 +62,7 @@ class Errands:
                 await self._continue(run_id, errand.continue_run)
             case "stop_child":
                 errand.stop_child.namespace = namespace
-                await self._stop(errand.stop_child, seen_in_vain=entry.tries >= UNSEEN_TRIES_MAX)
+                await self._stop(run_id, errand.stop_child, seen_in_vain=entry.tries >= UNSEEN_TRIES_MAX)
             case _:
                 raise Later("it is of a kind that a newer Scheduler knows")
 
@@ -159,9 +159,11 @@ class Errands:
             except (WrongState, RequestReused) as error:
                 logger.debug("a signal of run %s is not passed on: %s", run_id, error)
 
-    async def _stop(self, stop: StopRunRequest, *, seen_in_vain: bool) -> None:
+    async def _stop(self, parent_run_id: str, stop: StopRunRequest, *, seen_in_vain: bool) -> None:
         run_id = stop.run_id
         try:
+            if (await self._runs.get(stop.namespace, run_id)).parent_run_id != parent_run_id:
+                return  # A fork knows of the children of the run that it was made from.
             while run_id:
                 run_id = (await self._cancel(stop.namespace, run_id, stop.reason)).continued_as_run_id
         except RunNotFound:

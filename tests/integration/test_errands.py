@@ -172,3 +172,10 @@ async def test_a_run_goes_on_once_with_the_signals_that_nobody_took(store: Store
     assert (second.continued_from_run_id, second.first_run_id, second.state) == ("first", "first", QUEUED)
     received = [event.signal_received for event in await log_of(store, second) if event.HasField("signal_received")]
     assert [signal.value.data for signal in received] == [b"1", b"3"]
+
+
+async def test_nobody_stops_the_children_of_others(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:
+    """A fork knows their names."""
+    await runs.submit(a_run("child", parent_run_id="other"))
+    await errands.do(await asked(store, runs, parent, Errand(stop_child=StopRunRequest(run_id="child"))))
+    assert (await runs.get("default", "child")).state == QUEUED

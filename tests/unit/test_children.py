@@ -12,8 +12,13 @@ import pytest
 import onward
 from onward import ComponentError, component, testing, workflow
 from onward.children import CHILDREN_MAX, DEPTH_MAX
+from onward.engine import Attempt
 from onward.instance import CURRENT
-from onward.v1.event_pb2 import Event
+from onward.log import ACCEPTED
+from onward.memory import MemoryRun
+from onward.v1.errand_pb2 import Errand
+from onward.v1.event_pb2 import ATTEMPT_CAUSE_STARTED, ATTEMPT_CAUSE_WOKEN, Event
+from onward.v1.run_pb2 import Payload, Run
 
 
 @dataclass
@@ -421,3 +426,34 @@ async def test_no_child_is_started_while_cleaning_up() -> None:
     assert child.state == "CANCELLED"
     assert all(each.state == "CANCELLED" for each in child.children)
     assert DONE == []
+
+
+async def test_a_fork_keeps_the_children_that_its_source_had_started() -> None:
+    """Its own name and log are others, and so would be the names of its children."""
+    seen: list[str] = []
+
+    @workflow
+    async def parent() -> None:
+        seen.append((await onward.start_child(write, "tea")).run_id)
+        await onward.signal("go")
+
+    memory = MemoryRun()
+
+    def accept() -> None:
+        [errand] = [Errand.FromString(errand) for errand in memory.errands]
+        run = Run(run_id=errand.start_child.start.run_id)
+        memory.signal(ACCEPTED + run.run_id, run.SerializeToString())
+
+    memory.on_errand = accept
+    for name in ("source", "fork"):
+        log = memory.begin()
+        run = Run(run_id=name, workflow="parent", input=Payload(data=b"{}"))
+        run.log.log_id, run.log.last_offset = name, memory.last_offset
+        cause = ATTEMPT_CAUSE_STARTED if name == "source" else ATTEMPT_CAUSE_WOKEN
+        attempt = Attempt(
+            parent, run=run, log=log, attempt=log.attempt, cause=cause, executor_id="e", deployment="test"
+        )
+        await attempt.run()
+        memory.wake()
+    assert len(seen) == 2
+    assert len(set(seen)) == 1
