@@ -13,6 +13,7 @@ import asyncio
 import json
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -65,6 +66,30 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    at: float = 0.0
+    refused: bool = False
+
+
+class Limit:
+    """A limit of tokens, as a bucket: what does not fit gets 429, with when to come again."""
+
+    def __init__(self, tokens: float, per_s: float) -> None:
+        self.tokens = tokens
+        self.rate = tokens / per_s
+        self._level = tokens
+        self._at = time.monotonic()
+
+    def refusal(self, used: int) -> Reply | None:
+        """Take what a request uses; or return why not."""
+        now = time.monotonic()
+        self._level = min(self.tokens, self._level + (now - self._at) * self.rate)
+        self._at = now
+        if self._level >= used:
+            self._level -= used
+            return None
+        return Reply(
+            status=429, error="too many", headers={"retry-after-ms": str((used - self._level) * 1000 / self.rate)}
+        )
 
 
 class _Cut(Exception):
@@ -96,12 +121,14 @@ class Provider:
         default: What a request gets for which there is no script.
         open: Connections of answers under way.
         connections: How many there were.
+        limit: What it takes.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.requests: list[Seen] = []
         self.default = Reply()
+        self.limit: Limit | None = None
         self.open = 0
         self.connections = 0
         self._script: deque[Reply] = deque()
@@ -141,6 +168,9 @@ class Provider:
 
     async def _answer(self, seen: Seen, reader: Reader, writer: asyncio.StreamWriter) -> None:
         reply = self._script.popleft() if self._script else self.default
+        if self.limit is not None:
+            refusal = self.limit.refusal(usage_of(reply.text)["total_tokens"])
+            seen.at, seen.refused, reply = time.monotonic(), refusal is not None, refusal or reply
         self.requests.append(seen)
         self.open += 1
         await self._tell()

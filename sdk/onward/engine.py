@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from onward import tracing
+from onward.budgets import Budgets
 from onward.cache import Cache
 from onward.calls import Call, tries
 from onward.continuing import continued, errand, successor
@@ -79,6 +80,7 @@ class Attempt:
         trace_parent: str = "",
         cache: Cache | None = None,
         permits: Permits | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         """Take the fields of an ExecuteRequest.
 
@@ -94,6 +96,7 @@ class Attempt:
             trace_parent: W3C traceparent of the run's caller; empty when there is none.
             cache: Results of other runs; None keeps and finds none.
             permits: Hold components to their limits of concurrency; None does not.
+            budgets: What its model calls may use; None is without limit.
         """
         self.state: RunState.ValueType | None = None
         self._workflow = workflow
@@ -107,6 +110,7 @@ class Attempt:
         self._digest_key = digest_key
         self._cache = cache
         self._permits = permits
+        self._budgets = budgets
         self._journal: Journal | None = None
         self._outbox: list[bytes] = []
         """What the run's end asks of others."""
@@ -136,6 +140,7 @@ class Attempt:
             attempt=self._attempt,
             cache=self._cache,
             permits=self._permits,
+            budgets=self._budgets,
             digest_key=self._digest_key,
             secret=self._secret(),
             tracer=tracer,

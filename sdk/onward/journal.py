@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.trace import SpanKind, Tracer
 
 from onward import tracing
+from onward.budgets import Budgets
 from onward.cache import Cache
 from onward.instance import Instance
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
@@ -132,6 +133,7 @@ class Journal:
         attempt: int,
         cache: Cache | None = None,
         permits: Permits | None = None,
+        budgets: Budgets | None = None,
         digest_key: bytes = b"",
         secret: bytes = b"",
         tracer: Tracer | None = None,
@@ -140,6 +142,7 @@ class Journal:
         self.log = log
         self.run = run
         self.namespace, self.run_id, self.attempt = run.namespace, run.run_id, attempt
+        self.tenant = f"{run.namespace}/{run.fairness_key}"
         self.cache = cache
         self.permits = permits
         self.trace_parent = trace_parent
@@ -148,6 +151,7 @@ class Journal:
         """The runs that it started and that do not outlive it, each with the ids of who did and of those above."""
         self.children_started: set[str] = set()
         """All that it ever started."""
+        self.budgets = budgets
         self.loop = asyncio.get_running_loop()
         self.tracer = tracer
         self.refusal: Exception | None = None

@@ -39,6 +39,9 @@ PLACES = "{}/after"
 PIECES = "application/vnd.onward.pieces"
 """Media type of a memo that says: the items are in pieces of their own in the memo, beside their deltas in the log."""
 
+BUDGET = "onward.budget"
+"""What a model call's wait for its budget is called. It comes before anything that the call shows."""
+
 _Line = tuple[str, bytes]
 
 
@@ -326,7 +329,8 @@ class Past:
             record = Record(event.component_id, started.name, parent, event.offset, _seconds(event))
             record.try_s = record.started_s
             self.records[record.id] = parent.below[record.id] = record
-        parent.called_offset = event.offset
+        if started.name != BUDGET:
+            parent.called_offset = event.offset
         record.digest = started.input_digest
         if started.HasField("due_time"):
             record.due_s = started.due_time.ToNanoseconds() / 1e9

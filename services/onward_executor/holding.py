@@ -17,6 +17,7 @@ from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
 from onward.v1.run_pb2 import RunState
 from onward.workflows import Workflow
+from onward_runlog.budgets import RedisBudgets
 from onward_runlog.cache import RedisCache
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.leases import Heartbeat, Renewal
@@ -56,6 +57,7 @@ class Holding:
         writer: Appends for all of them.
         permits: Limit their components.
         heartbeat: Renews their leases.
+        budgets: What model calls may use.
         workflows: What is served, by name.
         executor: Who this is.
     """
@@ -65,6 +67,7 @@ class Holding:
         store: Store,
         writer: LogWriter,
         permits: Permits,
+        budgets: RedisBudgets,
         workflows: Mapping[str, Workflow[..., Any, Any]],
         executor: Executor,
         *,
@@ -77,6 +80,7 @@ class Holding:
         self._runs = Runs(store)
         self._cache = RedisCache(store)
         self._permits = permits
+        self._budgets = budgets
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._empty = asyncio.Event()
@@ -144,6 +148,7 @@ class Holding:
             trace_parent=request.trace_parent,
             cache=self._cache,
             permits=self._permits,
+            budgets=self._budgets,
         )
         held = _Held(attempt, log, request.attempt, run.namespace, run.run_id, request.alone)
         self._held[ref] = held

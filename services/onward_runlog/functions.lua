@@ -926,6 +926,240 @@ local function permit_release(keys, argv)
   return { 'ok' }
 end
 
+-- A provider's limits as the whole fleet shares them. KEYS[1] is the partition of the budget's name. For tokens and for
+-- requests there is a bucket: it fills by the limit in each window and holds a little less than one, so that an estimate
+-- that is too low is no refusal. Calls that cannot go stand in line by start-time fair queueing over the tenants: a
+-- call's tag is where its tenant's last one ended, never before the first in line, in shares of the limit.
+local HEADROOM = 0.95
+local LATE = 3000          -- who does not come at the time that it was told is passed by
+local FORGOTTEN = 600000   -- and after this its place is gone; as is what is known of a call that has gone
+local BACKOFF, BACKOFF_MAX = 1000, 60000
+local MEAN_WEIGHT = 0.1
+
+local function budget_open(base, name)
+  local key = base .. ':budget:' .. name
+  local known = redis.call('HGETALL', key)
+  local budget = { key = key, now = now_ms(), ttl = 0 }
+  for i = 1, #known, 2 do budget[known[i]] = tonumber(known[i + 1]) end
+  budget['until'], budget.v, budget.mean = budget['until'] or 0, budget.v or 0, budget.mean or 1
+  return budget
+end
+
+-- Takes the limits in force, and fills the buckets: of what is declared and what was learned the slower one holds.
+local function budget_fill(budget)
+  local limits = {}
+  for _, kind in ipairs { 'tokens', 'requests' } do
+    local limit, window = budget[kind .. '_declared'], budget.window
+    local learned, over = budget[kind .. '_learned'], budget[kind .. '_window']
+    if learned and (not limit or learned / over < limit / window) then limit, window = learned, over end
+    if limit then
+      local full, rate = math.max(limit * HEADROOM, math.min(limit, 1)), limit / window
+      local level = budget[kind] or full
+      if budget.now > (budget.at or budget.now) then level = level + (budget.now - budget.at) * rate end
+      budget[kind] = math.min(level, full)
+      limits[kind] = { full = full, rate = rate }
+      budget.ttl = math.max(budget.ttl, 2 * window)
+    end
+  end
+  -- A refusal sets the time of the levels to when it ends.
+  budget.at = math.max(budget.now, budget.at or 0)
+  return limits
+end
+
+local function budget_close(budget)
+  local key, ttl = budget.key, math.max(budget.ttl, budget['until'] - budget.now) + FORGOTTEN
+  local fields = {}
+  for _, field in ipairs { 'tokens', 'requests', 'at', 'v', 'mean', 'until', 'refusals', 'tokens_declared', 'window',
+    'requests_declared', 'tokens_learned', 'tokens_window', 'requests_learned', 'requests_window' } do
+    if budget[field] then
+      fields[#fields + 1] = field
+      fields[#fields + 1] = string.format('%.17g', budget[field])
+    end
+  end
+  redis.call('HSET', key, unpack(fields))
+  for _, name in ipairs { key, key .. ':line', key .. ':tenants', key .. ':calls', key .. ':due' } do
+    if redis.call('PTTL', name) < ttl then redis.call('PEXPIRE', name, int(ttl)) end
+  end
+end
+
+-- A call: "<state> <attempt> <asked> <tokens> <share> <tag> <tenant>". States: w in line, l late, g gone to the provider.
+local function budget_call(budget, id)
+  local packed = redis.call('HGET', budget.key .. ':calls', id)
+  if not packed then return nil end
+  local state, attempt, asked, tokens, share, tag, tenant = string.match(packed, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  return { id = id, state = state, attempt = tonumber(attempt), asked = tonumber(asked), tokens = tonumber(tokens),
+    share = tonumber(share), tag = tonumber(tag), tenant = tenant }
+end
+
+local function budget_keep(budget, call, due)
+  local packed = string.format('%s %d %.0f %.0f %.17g %.17g ', call.state, call.attempt, call.asked, call.tokens,
+    call.share, call.tag)
+  redis.call('HSET', budget.key .. ':calls', call.id, packed .. call.tenant)
+  redis.call('ZADD', budget.key .. ':due', int(due), call.id)
+  local member = int(call.tokens) .. ' ' .. call.id
+  if call.state == 'w' then
+    redis.call('ZADD', budget.key .. ':line', string.format('%.17g', call.tag), member)
+  else
+    redis.call('ZREM', budget.key .. ':line', member)
+  end
+end
+
+local function budget_forget(budget, call)
+  redis.call('HDEL', budget.key .. ':calls', call.id)
+  redis.call('ZREM', budget.key .. ':due', call.id)
+  redis.call('ZREM', budget.key .. ':line', int(call.tokens) .. ' ' .. call.id)
+end
+
+-- Moves where a tenant's next call stands: it paid so much more or less than its last one had put aside.
+local function budget_move(budget, tenant, share)
+  local last = tonumber(redis.call('ZSCORE', budget.key .. ':tenants', tenant) or budget.v)
+  redis.call('ZADD', budget.key .. ':tenants', string.format('%.17g', math.max(budget.v, last + share)), tenant)
+end
+
+local function budget_expire(budget)
+  local due = redis.call('ZRANGEBYSCORE', budget.key .. ':due', '-inf', int(budget.now), 'LIMIT', 0, 100)
+  for _, id in ipairs(due) do
+    local call = budget_call(budget, id)
+    if call and call.state == 'w' then
+      call.state = 'l'
+      budget_keep(budget, call, budget.now + FORGOTTEN)
+    elseif call then
+      if call.state == 'l' then budget_move(budget, call.tenant, -call.share) end
+      budget_forget(budget, call)
+    end
+  end
+end
+
+-- When a call can go, in ms from now; what those before it in line need stays for them, as far as the buckets hold it.
+local function budget_delay(budget, limits, call)
+  local tokens, requests = limits.tokens and math.min(call.tokens, limits.tokens.full) or call.tokens, 1
+  local before = redis.call('ZRANGEBYSCORE', budget.key .. ':line', '-inf', '(' .. string.format('%.17g', call.tag))
+  for _, member in ipairs(before) do
+    tokens = tokens + tonumber(string.match(member, '^%d+'))
+  end
+  requests = requests + #before
+  local delay = math.max(0, budget['until'] - budget.now)
+  for kind, needed in pairs { tokens = tokens, requests = requests } do
+    local limit = limits[kind]
+    -- Nobody waits for more than a full bucket: from then on what flows in is lost.
+    if limit and budget[kind] < math.min(needed, limit.full) then
+      delay = math.max(delay, budget.at - budget.now + (needed - budget[kind]) / limit.rate)
+    end
+  end
+  return math.ceil(delay)
+end
+
+-- budget_reserve: name, call, attempt, tenant, tokens, limit of tokens, limit of requests (or "" each), window
+--   → {"free"}: nothing limits it | {"go"} | {"wait", ms}: ask again then
+local function budget_reserve(keys, argv)
+  local budget = budget_open(keys[1], argv[1])
+  local id, attempt, tenant, asked = argv[2], tonumber(argv[3]), argv[4], tonumber(argv[5])
+  budget.tokens_declared, budget.requests_declared = tonumber(argv[6]), tonumber(argv[7])
+  budget.window = tonumber(argv[8])
+  if not budget.tokens_declared then redis.call('HDEL', budget.key, 'tokens_declared') end
+  if not budget.requests_declared then redis.call('HDEL', budget.key, 'requests_declared') end
+  local limits = budget_fill(budget)
+  if not next(limits) and budget['until'] <= budget.now then return { 'free' } end
+  budget_expire(budget)
+  local call = budget_call(budget, id)
+  if call and call.attempt > attempt then return { 'wait', BACKOFF_MAX } end
+  if call and call.state == 'g' and call.attempt == attempt then return { 'go' } end
+  if not call or call.state == 'g' then
+    call = { id = id, asked = asked, tokens = math.max(1, math.ceil(asked * budget.mean)), tenant = tenant, share = 0 }
+    if limits.tokens then call.share = call.tokens / limits.tokens.full end
+    if limits.requests then call.share = math.max(call.share, 1 / limits.requests.full) end
+    call.tag = math.max(budget.v, tonumber(redis.call('ZSCORE', budget.key .. ':tenants', tenant) or 0))
+    redis.call('ZADD', budget.key .. ':tenants', string.format('%.17g', call.tag + call.share), tenant)
+  end
+  call.attempt = attempt
+  local delay = budget_delay(budget, limits, call)
+  if delay > 0 then
+    call.state = 'w'
+    budget_keep(budget, call, budget.now + delay + LATE)
+    budget.ttl = math.max(budget.ttl, delay)
+    budget_close(budget)
+    return { 'wait', delay }
+  end
+  call.state = 'g'
+  for kind, needed in pairs { tokens = call.tokens, requests = 1 } do
+    if limits[kind] then budget[kind] = budget[kind] - needed end
+  end
+  budget_keep(budget, call, budget.now + FORGOTTEN)
+  -- Where the line is now: not beyond who still waits, or tenants would lose what they have not been given yet.
+  local first = redis.call('ZRANGE', budget.key .. ':line', 0, 0, 'WITHSCORES')
+  local place = math.min(call.tag, tonumber(first[2] or call.tag))
+  if place > budget.v then
+    budget.v = place
+    redis.call('ZREMRANGEBYSCORE', budget.key .. ':tenants', '-inf', string.format('(%.17g', place))
+  end
+  budget_close(budget)
+  return { 'go' }
+end
+
+-- budget_settle: name, call, attempt, tokens ("" as reserved), requests (0 or 1) → {"ok"} | {"gone"}
+local function budget_settle(keys, argv)
+  local budget = budget_open(keys[1], argv[1])
+  local call = budget_call(budget, argv[2])
+  if not call or call.attempt ~= tonumber(argv[3]) then return { 'gone' } end
+  local limits = budget_fill(budget)
+  budget_forget(budget, call)
+  if call.state ~= 'g' then
+    budget_move(budget, call.tenant, -call.share)
+  else
+    local tokens, share = tonumber(argv[4]) or call.tokens, 0
+    if limits.tokens then
+      budget.tokens = math.min(limits.tokens.full, budget.tokens + call.tokens - tokens)
+      share = tokens / limits.tokens.full
+    end
+    if limits.requests then
+      budget.requests = math.min(limits.requests.full, budget.requests + 1 - tonumber(argv[5]))
+      share = math.max(share, tonumber(argv[5]) / limits.requests.full)
+    end
+    if share ~= call.share then budget_move(budget, call.tenant, share - call.share) end
+    if argv[4] ~= '' and tokens > 0 then
+      local ratio = math.min(10, tokens / math.max(1, call.asked))
+      budget.mean = math.max(0.001, budget.mean + MEAN_WEIGHT * (ratio - budget.mean))
+      budget.refusals = 0
+    end
+  end
+  budget_close(budget)
+  return { 'ok' }
+end
+
+-- budget_learn: name, refused (0 or 1), after in ms ("" not told), then for tokens and for requests: limit, window, what
+--   remains ("" each), and for how long all of them are to ask, in ms → {"ok"}
+local function budget_learn(keys, argv)
+  local budget = budget_open(keys[1], argv[1])
+  local said = { tokens = { argv[4], argv[5], argv[6] }, requests = { argv[7], argv[8], argv[9] } }
+  for kind, one in pairs(said) do
+    if one[1] ~= '' then budget[kind .. '_learned'], budget[kind .. '_window'] = tonumber(one[1]), tonumber(one[2]) end
+  end
+  local limits = budget_fill(budget)
+  for kind, one in pairs(said) do
+    if limits[kind] and one[3] ~= '' then budget[kind] = math.min(budget[kind], tonumber(one[3])) end
+  end
+  if argv[2] == '1' then
+    local after = tonumber(argv[3])
+    if not after and budget['until'] <= budget.now then
+      -- Refusals of one moment count once.
+      budget.refusals = (budget.refusals or 0) + 1
+      after = math.min(BACKOFF_MAX, BACKOFF * 2 ^ (budget.refusals - 1))
+    end
+    budget['until'] = math.max(budget['until'], budget.now + (after or 0))
+    for kind in pairs(limits) do budget[kind] = math.min(budget[kind], kind == 'requests' and 1 or 0) end
+    budget.at = math.max(budget.at, budget['until'])
+  end
+  local ttl = math.max(tonumber(argv[10]), budget['until'] - budget.now)
+  budget.ttl = math.max(budget.ttl, ttl)
+  budget_close(budget)
+  local listed = keys[1] .. ':budgets'
+  redis.call('ZREMRANGEBYSCORE', listed, '-inf', int(budget.now))
+  redis.call('ZADD', listed, int(budget.now + ttl), argv[1])
+  if redis.call('PTTL', listed) < ttl then redis.call('PEXPIRE', listed, int(ttl)) end
+  redis.call('PUBLISH', 'onward:{registry}:budgets', int(ttl) .. ' ' .. argv[1])
+  return { 'ok' }
+end
+
 -- A store that is out of memory takes no new run and no event, but leases live on and what is past its retention goes.
 local SMALL = { 'allow-oom' }
 
@@ -959,3 +1193,6 @@ declare('cache_keep', cache_keep)
 declare('cache_release', cache_release, SMALL)
 declare('permit_take', permit_take, SMALL)
 declare('permit_release', permit_release, SMALL)
+declare('budget_reserve', budget_reserve)
+declare('budget_settle', budget_settle, SMALL)
+declare('budget_learn', budget_learn)

@@ -112,3 +112,12 @@ def queued_channel(base: str) -> str:
 def granted_channel(process: str) -> str:
     """Return the channel on which a process hears of the permits that it gets while it waits for them."""
     return f"onward:granted:{process}"
+
+
+BUDGETS = "onward:{registry}:budgets"
+"""Channel that names budgets which a provider turned out to limit."""
+
+
+def budgets(base: str) -> str:
+    """Return the key of those of one partition, by the time in milliseconds until which they count as limited."""
+    return f"{base}:budgets"

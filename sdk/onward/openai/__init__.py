@@ -42,6 +42,7 @@ from openai import omit as omit
 from openai import pydantic_function_tool as pydantic_function_tool
 from openai import types as types
 
+from onward.openai.budgets import Budget as Budget
 from onward.openai.clients import AsyncOpenAI as AsyncOpenAI
 from onward.openai.clients import OpenAI as OpenAI
 from onward.openai.policy import ModelPolicy as ModelPolicy

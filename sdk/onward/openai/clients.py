@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from onward import secrets
 from onward.components import NAME_CHARS_MAX
 from onward.instance import CURRENT, Instance
+from onward.openai.budgets import Budgeted
 from onward.openai.exchanges import Asked, Exchange
 from onward.openai.policy import DEFAULT, ModelPolicy
 from onward.openai.providers import Providers, json_object
@@ -87,7 +88,7 @@ def _exchange(
     def status_error(response: httpx2.Response) -> APIStatusError:
         return client._make_status_error_from_response(response)  # noqa: SLF001 - which error it is, is the package's to say
 
-    return Exchange(asked, request, base_url, client.policy, client.providers, wire, status_error)
+    return Exchange(asked, request, base_url, client.policy, client.providers, client.budget, wire, status_error)
 
 
 def _with_first(providers: Providers | None, api_key: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +119,7 @@ class AsyncOpenAI(openai.AsyncOpenAI):
     Attributes:
         policy: How its calls are made inside a run.
         providers: Who answers them; None is the one at `base_url`.
+        budget: What may be asked of that one, by all executors together. Providers have budgets of their own.
     """
 
     def __init__(
@@ -127,11 +129,13 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         http_client: httpx2.AsyncClient | None = None,
         policy: ModelPolicy = DEFAULT,
         providers: Providers | None = None,
+        budget: Budgeted = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(http_client=http_client, **_with_first(providers, api_key, options))
         self.policy = policy
         self.providers = providers
+        self.budget = budget
         _keep_secret(self)
 
     def with_policy(self, **changes: Any) -> Self:
@@ -141,7 +145,7 @@ class AsyncOpenAI(openai.AsyncOpenAI):
     if not TYPE_CHECKING:  # The types are the package's.
 
         def copy(self, *, _extra_kwargs: Mapping[str, Any] = MappingProxyType({}), **options: Any) -> Self:
-            mine = {"policy": self.policy, "providers": self.providers, **_extra_kwargs}
+            mine = {"policy": self.policy, "providers": self.providers, "budget": self.budget, **_extra_kwargs}
             return super().copy(_extra_kwargs=mine, **options)
 
         with_options = copy
@@ -179,11 +183,13 @@ class OpenAI(openai.OpenAI):
         http_client: httpx2.Client | None = None,
         policy: ModelPolicy = DEFAULT,
         providers: Providers | None = None,
+        budget: Budgeted = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(http_client=http_client, **_with_first(providers, api_key, options))
         self.policy = policy
         self.providers = providers
+        self.budget = budget
         _keep_secret(self)
 
     def with_policy(self, **changes: Any) -> Self:
@@ -193,7 +199,7 @@ class OpenAI(openai.OpenAI):
     if not TYPE_CHECKING:  # The types are the package's.
 
         def copy(self, *, _extra_kwargs: Mapping[str, Any] = MappingProxyType({}), **options: Any) -> Self:
-            mine = {"policy": self.policy, "providers": self.providers, **_extra_kwargs}
+            mine = {"policy": self.policy, "providers": self.providers, "budget": self.budget, **_extra_kwargs}
             return super().copy(_extra_kwargs=mine, **options)
 
         with_options = copy

@@ -32,6 +32,7 @@ from onward.journal import now, seen
 from onward.log import add_usage
 from onward.openai import spans
 from onward.openai.answers import DONE, Answer, Chunks, ErrorChunk, Splice, Unreadable, data_of, parsed
+from onward.openai.budgets import Admission, Budgeted, Candidate, Late, budget_of
 from onward.openai.policy import ModelPolicy, Stall
 from onward.openai.providers import Provider, Providers, json_object, name_of, readdressed
 from onward.openai.wires import Wire
@@ -137,12 +138,14 @@ class Failed:
         again: Whether asking again may help.
         elsewhere: Whether asking another provider may.
         stall: Which limit of silence it reached; empty where it was something else.
+        refused: Whether it was one call too many for the provider.
     """
 
     error: BaseException
     again: bool = False
     elsewhere: bool = False
     stall: str = ""
+    refused: bool = False
 
 
 class Stalled(Exception):
@@ -167,6 +170,7 @@ class Exchange(Flow):
         base_url: httpx2.URL,
         policy: ModelPolicy,
         providers: Providers | None,
+        budget: Budgeted,
         wire: Wire,
         status_error: Callable[[httpx2.Response], APIStatusError],
     ) -> None:
@@ -178,6 +182,7 @@ class Exchange(Flow):
         self._base_url = base_url
         self._policy = policy
         self._providers = providers
+        self._budget = budget
         self._wire = wire
         self._status_error = status_error
         self._tells_usage = False
@@ -189,6 +194,8 @@ class Exchange(Flow):
         """Who is not asked yet in this round."""
         self._stalls = {"first": 0, "next": 0}
         self._provider: Provider | None = None
+        self._outgoing = request
+        self._admission: Admission | None = None
         # The answer under way
         self._inner: httpx2.Response | None = None
         self._sent = 0.0
@@ -317,10 +324,12 @@ class Exchange(Flow):
             while True:
                 self._this = await standing.begin()
                 try:
+                    await self._admit()
                     await self._try()
                     return
                 except Failure as error:
                     failed = self._failure(error)
+                    self._settle(failed)
                 delay_s = self._delay_s(failed)
                 if delay_s is None:
                     await self._give_up(failed.error)
@@ -334,8 +343,7 @@ class Exchange(Flow):
         assert self._this is not None
         self._answer, self._events = Answer(self._before), Chunks()
         self._head = {}
-        self._provider = self._next_provider()
-        request = self._addressed()
+        request = self._outgoing
         self._usage.calls += 1
         self._sent = time.monotonic()
         self._first_token_s = None
@@ -355,6 +363,8 @@ class Exchange(Flow):
             "provider": self._provider_name,
             "streamed": streamed,
         }
+        if self._admission is not None and response.status_code < 400:
+            self._admission.heard(response.headers)
         if streamed:
             # Up to the first token nothing has reached the caller, and whatever fails may be tried again.
             await self._read_on(until_token=True)
@@ -366,12 +376,54 @@ class Exchange(Flow):
             self._answer.whole(self._body)
         await self._succeed(self._body, self._body)
 
-    def _next_provider(self) -> Provider | None:
-        if self._providers is None:
-            return None
-        if not self._left:
+    async def _admit(self) -> None:
+        """Choose who is asked: the first that may be by its budget, once one may.
+
+        Raises:
+            Late: It would be too late.
+        """
+        assert self._this is not None
+        assert self._standing is not None
+        if self._providers is not None and not self._left:
             self._left = self._providers.ordered()
-        return self._left.pop(0)
+        self._admission = None
+        chosen = 0
+        if self._this.journal.budgets is not None:
+            total_s = self.call.policy.retry.total_s
+            candidates = [self._candidate(one) for one in self._left or (None,)]
+            admission = Admission(self._this, self._asked.body)
+            deadline = None if total_s is None else self._standing.began + total_s
+            chosen = await admission.enter(candidates, deadline)
+            self._admission = admission
+        self._provider = self._left.pop(chosen) if self._left else None
+        self._outgoing = self._addressed()
+
+    def _candidate(self, provider: Provider | None) -> Candidate:
+        self._provider = provider
+        model = self._asked.model if provider is None else provider.model(self._asked.model)
+        budget = budget_of(self._budget if provider is None else provider.budget, model)
+        return Candidate(self._provider_name, model, self._addressed(), budget)
+
+    def _settle(self, failed: Failed) -> None:
+        """Tell the budget how the try failed."""
+        admission, error = self._admission, failed.error
+        if admission is None:
+            return
+        if failed.refused:
+            headers = error.response.headers if isinstance(error, APIStatusError) else httpx2.Headers()
+            admission.heard(headers, refused=True, after_s=retry_after_s(error))
+        if self._used:
+            admission.settle(self._answer.usage)
+        elif isinstance(error, APIStatusError):
+            admission.settle(Usage())
+        elif isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
+            admission.settle(Usage(), requests=0)
+        else:
+            admission.settle(None)
+
+    @property
+    def _used(self) -> bool:
+        return bool(self._answer.usage.input_tokens or self._answer.usage.output_tokens)
 
     @property
     def _provider_name(self) -> str:
@@ -427,11 +479,12 @@ class Exchange(Flow):
                 error,
                 again=again and error.code != "insufficient_quota",
                 elsewhere=again or error.status_code in _ELSEWHERE,
+                refused=again and error.status_code == 429 and error.code != "insufficient_quota",
             )
         elif isinstance(error, ErrorChunk):
             again = error.error.get("type") in _SERVER_ERRORS or error.error.get("code") in _SERVER_ERRORS
             made = APIError(str(error), self._request, body=error.error)
-            failed = Failed(made, again=again, elsewhere=again)
+            failed = Failed(made, again=again, elsewhere=again, refused=_is_refusal(error.error))
         elif isinstance(error, Stalled):
             failed = Failed(self._connection_error(str(error), timeout=True), True, True, error.what)
         elif isinstance(error, httpx2.TimeoutException):
@@ -440,6 +493,8 @@ class Exchange(Flow):
             failed = Failed(self._connection_error(f"the connection failed: {error!r}", timeout=False), True, True)
         elif isinstance(error, Unreadable):
             failed = Failed(self._connection_error(str(error), timeout=False), True, True)
+        elif isinstance(error, Late):
+            failed = Failed(self._connection_error(str(error), timeout=True))
         else:
             again = isinstance(error, APIConnectionError)
             failed = Failed(error, again, again)
@@ -466,11 +521,14 @@ class Exchange(Flow):
         retry = self.call.policy.retry
         assert self._standing is not None
         elapsed_s = time.monotonic() - self._standing.began
+        in_time = retry.total_s is None or elapsed_s < retry.total_s
         if failed.stall:
             stall = self._policy.first_token if failed.stall == "first" else self._policy.between_tokens
             self._stalls[failed.stall] += 1
-            in_time = retry.total_s is None or elapsed_s < retry.total_s
             return 0.0 if in_time and self._stalls[failed.stall] < stall.tries else None
+        if failed.refused and self._admission is not None:
+            # The budget tells when to ask again, and that the provider has too many callers is no failure of this one.
+            return 0.0 if in_time else None
         self._rounds += 1
         return retry.delay_s(self._rounds, failed.error, elapsed_s)
 
@@ -705,6 +763,8 @@ class Exchange(Flow):
     def _count(self) -> None:
         """Note what the last try used. Of those before it nobody reported anything."""
         answer, usage = self._answer, self._usage
+        if self._admission is not None:
+            self._admission.settle(answer.usage if self._used else None)
         add_usage(usage, answer.usage)
         asked = self._asked.model if self._provider is None else self._provider.model(self._asked.model)
         usage.cost_usd_micros += prices.micros(answer.usage, (answer.model, asked), self._provider_url)
@@ -738,6 +798,10 @@ def event_of(event: bytes, body: Any) -> bytes:
     """Return a server-sent event with other data."""
     lines = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
     return b"\n".join((*lines, b"data: " + to_json(body)))
+
+
+def _is_refusal(error: dict[str, Any]) -> bool:
+    return any(error.get(name) in ("rate_limit_exceeded", "rate_limit_error") for name in ("type", "code"))
 
 
 def retry_after_s(error: BaseException) -> float:

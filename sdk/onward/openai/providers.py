@@ -12,6 +12,7 @@ import httpx2
 from pydantic_core import from_json, to_json
 
 from onward import secrets
+from onward.openai.budgets import Budgeted
 
 SIT_OUT_S = 10.0
 """How long a provider that failed comes after the others, in this process."""
@@ -28,6 +29,7 @@ class Provider:
         models: Its own name for each model that requests ask for. One that is not here goes by the same name.
         weight: Its share of the calls, where providers are taken by weight.
         headers: Added to every request.
+        budget: What all executors together may ask of it in a minute: of each model, or by its names for models.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Provider:
     models: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    budget: Budgeted = None
 
     def __post_init__(self) -> None:
         if not self.name:

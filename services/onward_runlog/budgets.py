@@ -1,0 +1,121 @@
+"""Budgets of all executors, in Redis: who may ask a provider, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from onward.budgets import LEARNED_S, Caller, Limit
+from onward_runlog import keys
+from onward_runlog.connection import Argument
+from onward_runlog.errors import StoreUnavailable
+from onward_runlog.store import Store
+from onward_runlog.subscription import messages
+
+logger = logging.getLogger(__name__)
+
+
+class RedisBudgets:
+    """`onward.budgets.Budgets` for all runs that a process holds.
+
+    Names that are limited though nobody declared it are pushed to every process, so that a call under no limit asks
+    nothing.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._limited: dict[str, float] = {}
+        """Until when, by the loop's clock."""
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[RedisBudgets]:
+        """Hear of what others learn until the block ends."""
+        hearing = asyncio.create_task(self._hear(), name="budgets: subscription")
+        try:
+            yield self
+        finally:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
+
+    def limited(self, name: str) -> bool:
+        """See Budgets.limited."""
+        until = self._limited.get(name)
+        if until is None:
+            return False
+        if until > asyncio.get_running_loop().time():
+            return True
+        del self._limited[name]
+        return False
+
+    async def reserve(
+        self, name: str, caller: Caller, asked: int, *, tokens: float | None, requests: float | None, window_s: float
+    ) -> float | None:
+        """See Budgets.reserve."""
+        limits = ("" if tokens is None else str(tokens), "" if requests is None else str(requests))
+        window_ms = max(1, round(window_s * 1000))
+        try:
+            reply = self._call("budget_reserve", name, *caller, max(1, asked), *limits, window_ms)
+            status, *delay_ms = await reply
+        except (RedisError, StoreUnavailable) as error:
+            raise ConnectionError(f"the budgets do not answer: {error}") from error
+        if status == b"free":
+            return None
+        return int(delay_ms[0]) / 1000 if status == b"wait" else 0.0
+
+    def settle(self, name: str, caller: Caller, *, tokens: int | None = None, requests: int = 1) -> None:
+        """See Budgets.settle."""
+        used: Argument = "" if tokens is None else tokens
+        reply = self._call("budget_settle", name, caller.call, caller.attempt, used, requests)
+        reply.add_done_callback(_told)
+
+    def learn(
+        self, name: str, *, refused: bool, after_s: float | None, tokens: Limit | None, requests: Limit | None
+    ) -> None:
+        """See Budgets.learn."""
+        self._note(name, LEARNED_S)
+        after: Argument = "" if after_s is None else round(after_s * 1000)
+        ttl_ms = round(LEARNED_S * 1000)
+        reply = self._call("budget_learn", name, int(refused), after, *_said(tokens), *_said(requests), ttl_ms)
+        reply.add_done_callback(_told)
+
+    async def _hear(self) -> None:
+        async for message in messages(self._store.url, [keys.BUDGETS]):
+            if message is None:
+                with contextlib.suppress(RedisError, StoreUnavailable):
+                    await self._catch_up()
+                continue
+            ttl_ms, _, name = message.data.decode().partition(" ")
+            self._note(name, int(ttl_ms) / 1000)
+
+    async def _catch_up(self) -> None:
+        seconds, micros = await self._store.command("TIME", patience_s=float("inf"))
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        for base in self._store.bases():
+            found = await self._store.command("ZRANGE", keys.budgets(base), 0, -1, "WITHSCORES")
+            for name, until_ms in zip(found[::2], found[1::2], strict=True):
+                self._note(name.decode(), (int(until_ms) - now_ms) / 1000)
+
+    def _note(self, name: str, ttl_s: float) -> None:
+        until = asyncio.get_running_loop().time() + ttl_s
+        self._limited[name] = max(until, self._limited.get(name, 0.0))
+
+    def _call(self, function: str, name: str, *arguments: Argument) -> asyncio.Future[Any]:
+        base = keys.base(keys.partition_of(name, self._store.partitions))
+        return self._store.call(function, base, name, *arguments, patience_s=float("inf"))
+
+
+def _said(limit: Limit | None) -> tuple[Argument, Argument, Argument]:
+    if limit is None:
+        return "", "", ""
+    left = "" if limit.left is None else str(limit.left)
+    return str(limit.amount), max(1, round(limit.window_s * 1000)), left
+
+
+def _told(reply: asyncio.Future[Any]) -> None:
+    if not reply.cancelled() and (error := reply.exception()) is not None:
+        logger.warning("a budget was not told what was used: %s", error)
