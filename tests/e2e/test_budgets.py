@@ -139,3 +139,26 @@ async def test_an_executor_that_dies_holding_reservations_holds_up_nobody(
             assert await run.result() == 4
             assert len(provider.requests) == 6
             assert fold([event async for event in run.follow()]).output == 4
+
+
+async def test_a_stream_that_had_waited_for_its_budget_survives_its_executor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It parked, woke, spoke, and lost its executor: what readers see is the text, once."""
+    async with serving() as provider:
+        monkeypatch.setenv("TEST_MODEL_URL", provider.url)
+        async with running_suite(tmp_path, target=TARGET) as suite, suite.client() as client:
+            assert await client.invoke("asks", {"model": "two", "content": "hi", "calls": 2}) == 2
+            provider.script(Reply("One two three", gate=asyncio.Event(), after=2))
+            provider.default = Reply("One two three")
+            run = await client.start("tells", {"model": "two"})
+            async for event in run.follow():
+                if event.output_delta.text == " two":
+                    break
+            await suite.kill(suite.executors[0])
+            await suite.add_executor("--drain-grace=1")
+            assert await run.result() == "One two three"
+            events = [event async for event in run.follow()]
+            assert any(event.component_started.name == "onward.budget" for event in events)
+            assert [one.text for one in fold(events).components.values() if one.text] == ["One two three"]
+            assert len(provider.requests) == 4

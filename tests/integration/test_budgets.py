@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.proxy import proxy_to
 from tests.runlog import all_keys, eventually
 
 from onward.budgets import Caller, Limit
@@ -234,3 +235,36 @@ async def test_any_tenant_and_call_is_kept_as_it_is(budgets: RedisBudgets, hosti
     assert await ask(budgets, caller(f"d {hostile}", hostile), 900) == pytest.approx(51, abs=1)
     budgets.settle(NAME, caller(f"c {hostile}", hostile), tokens=0, requests=0)
     assert await ask(budgets, caller(f"d {hostile}", hostile), 900) == 0
+
+
+async def test_a_reply_that_is_lost_and_a_store_that_goes_away_cost_nothing(redis_url: str, store: Store) -> None:
+    """What was reserved, settled and learned counts once; a question under way waits for the store."""
+    async with proxy_to(redis_url) as proxy, open_store(proxy.url) as through:
+        budgets = RedisBudgets(through)
+        proxy.lose_reply(b"budget_reserve")
+        assert await ask(budgets, caller("c"), 500) == 0
+        proxy.lose_reply(b"budget_settle")
+        budgets.settle(NAME, caller("c"), tokens=400)
+        assert await ask(budgets, caller("next"), 900) == pytest.approx(19.9, abs=1)
+        budgets.settle(NAME, caller("next"), tokens=0, requests=0)
+        proxy.lose_reply(b"budget_learn")
+        budgets.learn(NAME, refused=True, after_s=None, tokens=None, requests=None)
+        delay_s = await ask(budgets, caller("d"), 1)
+        assert delay_s is not None
+        assert 0 < delay_s <= 1.1
+        assert proxy.lost == 3
+        proxy.stall()
+        asking = asyncio.create_task(ask(budgets, caller("e"), 1))
+        done, _ = await asyncio.wait((asking,), timeout=0.3)
+        assert not done
+        proxy.cut()
+        proxy.flow()
+        assert await asking is not None
+
+
+async def test_a_store_that_refuses_is_budgets_that_do_not_answer(store: Store) -> None:
+    """Calls go without."""
+    base = keys.base(keys.partition_of(NAME, store.partitions))
+    await store.command("SET", f"{base}:budget:{NAME}", "no hash")
+    with pytest.raises(ConnectionError, match="do not answer"):
+        await ask(RedisBudgets(store), caller("c"))
