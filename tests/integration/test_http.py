@@ -170,9 +170,7 @@ async def test_what_is_not_there(http: httpx2.AsyncClient) -> None:
     for method, path in ROUTES:
         if "{run_id}" in path:
             path = path.replace("{run_id}", "nobody").replace("{name:path}", "x")
-            response = await http.request(method, path)
-            if not path.endswith("/fork"):
-                problem(response, 404, "RUN_NOT_FOUND")
+            problem(await http.request(method, path), 404, "RUN_NOT_FOUND")
     problem(await http.post("/v1/workflows/other/runs", json={}), 404, "WORKFLOW_NOT_FOUND")
     problem(await http.post(f"{START}?deployment=other", json=TEA), 404, "DEPLOYMENT_NOT_FOUND")
     problem(await http.get("/v1/nothing"), 404, "NOT_FOUND")
