@@ -168,9 +168,10 @@ class Provider:
 
     async def _answer(self, seen: Seen, reader: Reader, writer: asyncio.StreamWriter) -> None:
         reply = self._script.popleft() if self._script else self.default
+        seen.at = time.monotonic()
         if self.limit is not None:
             refusal = self.limit.refusal(usage_of(reply.text)["total_tokens"])
-            seen.at, seen.refused, reply = time.monotonic(), refusal is not None, refusal or reply
+            seen.refused, reply = refusal is not None, refusal or reply
         self.requests.append(seen)
         self.open += 1
         await self._tell()

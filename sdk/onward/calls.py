@@ -318,6 +318,7 @@ class Standing:
 
     Attributes:
         number: The try that runs or is next, from 1. A fallback counts as one.
+        counted: The tries that have failed and count among those of the policy.
         began: When the first began, as time.monotonic() tells it.
         try_began: When the present one did, as far as its time counts: what passed while a lost attempt had not been
             replaced does not.
@@ -326,12 +327,13 @@ class Standing:
         scope: What it has shown.
     """
 
-    __slots__ = ("_call", "began", "fell_back", "number", "scope", "try_began", "wait_s")
+    __slots__ = ("_call", "began", "counted", "fell_back", "number", "scope", "try_began", "wait_s")
 
     def __init__(self, call: Call) -> None:
         self._call = call
         instance = call.instance
         self.number = 1
+        self.counted = 0
         self.began = self.try_began = time.monotonic()
         self.wait_s = 0.0
         self.fell_back = False
@@ -341,6 +343,7 @@ class Standing:
             return
         now_s = PACE.get().clock()
         self.number = record.tries + 1
+        self.counted = record.tries - record.uncounted
         self.fell_back = record.fell_back
         self.began -= max(0.0, now_s - record.started_s)
         self.try_began -= max(0.0, now_s - max(record.try_s, instance.journal.replay.past.resumed_s))
@@ -365,7 +368,9 @@ class Standing:
         """Return how long to wait after the try that failed, or None where no further one follows."""
         return self._call.policy.retry.delay_s(self.number, error, time.monotonic() - self.began)
 
-    def failed(self, error: BaseException, delay_s: float = 0.0, *, fallback: bool = False) -> None:
+    def failed(
+        self, error: BaseException, delay_s: float = 0.0, *, fallback: bool = False, uncounted: bool = False
+    ) -> None:
         """Write that the try failed, and that what it had shown is void."""
         call, instance = self._call, self._call.instance
         if instance is not None:
@@ -374,11 +379,12 @@ class Standing:
             else:
                 reason = "TIMEOUT" if isinstance(error, TryTimeout) else "COMPONENT_FAILED"
             told = run_error(error, reason, instance.id)
-            instance.journal.retrying(instance, self.number, told, delay_s, fallback=fallback)
+            instance.journal.retrying(instance, self.number, told, delay_s, fallback=fallback, uncounted=uncounted)
             instance.journal.rollback(self.scope, ROLLBACK_CAUSE_FALLBACK if fallback else _rollback_cause(error))
             if instance.record is not None and instance.journal.replay is not None:
                 instance.journal.replay.failed_try(instance.record)
         self.number += 1
+        self.counted += not uncounted
         self.wait_s = delay_s
         self.try_began = time.monotonic()
         self.fell_back = fallback

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from onward import tracing
+from onward.breakers import Breakers
 from onward.budgets import Budgets
 from onward.cache import Cache
 from onward.calls import Call, tries
@@ -81,6 +82,7 @@ class Attempt:
         cache: Cache | None = None,
         permits: Permits | None = None,
         budgets: Budgets | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         """Take the fields of an ExecuteRequest.
 
@@ -97,6 +99,7 @@ class Attempt:
             cache: Results of other runs; None keeps and finds none.
             permits: Hold components to their limits of concurrency; None does not.
             budgets: What its model calls may use; None is without limit.
+            breakers: Whether providers answer anybody; None is that each call finds out for itself.
         """
         self.state: RunState.ValueType | None = None
         self._workflow = workflow
@@ -111,6 +114,7 @@ class Attempt:
         self._cache = cache
         self._permits = permits
         self._budgets = budgets
+        self._breakers = breakers
         self._journal: Journal | None = None
         self._outbox: list[bytes] = []
         """What the run's end asks of others."""
@@ -141,6 +145,7 @@ class Attempt:
             cache=self._cache,
             permits=self._permits,
             budgets=self._budgets,
+            breakers=self._breakers,
             digest_key=self._digest_key,
             secret=self._secret(),
             tracer=tracer,

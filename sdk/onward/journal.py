@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.trace import SpanKind, Tracer
 
 from onward import tracing
+from onward.breakers import Breakers
 from onward.budgets import Budgets
 from onward.cache import Cache
 from onward.instance import Instance
@@ -134,6 +135,7 @@ class Journal:
         cache: Cache | None = None,
         permits: Permits | None = None,
         budgets: Budgets | None = None,
+        breakers: Breakers | None = None,
         digest_key: bytes = b"",
         secret: bytes = b"",
         tracer: Tracer | None = None,
@@ -152,6 +154,7 @@ class Journal:
         self.children_started: set[str] = set()
         """All that it ever started."""
         self.budgets = budgets
+        self.breakers = breakers
         self.loop = asyncio.get_running_loop()
         self.tracer = tracer
         self.refusal: Exception | None = None
@@ -427,7 +430,14 @@ class Journal:
         return Event(create_time=now(), component_id=instance.id, component_finished=finished)
 
     def retrying(
-        self, instance: Instance, try_number: int, error: RunError, delay_s: float, *, fallback: bool = False
+        self,
+        instance: Instance,
+        try_number: int,
+        error: RunError,
+        delay_s: float,
+        *,
+        fallback: bool = False,
+        uncounted: bool = False,
     ) -> None:
         self.waits.free(instance.id)
         void = [run_id for run_id, path in self.children.items() if instance.id in path]
@@ -437,7 +447,9 @@ class Journal:
             tracing.retrying(instance.span, try_number, error)
         delay = Duration()
         delay.FromNanoseconds(round(delay_s * 1e9))
-        retrying = ComponentRetrying(try_number=try_number, error=error, delay=delay, fallback=fallback)
+        retrying = ComponentRetrying(
+            try_number=try_number, error=error, delay=delay, fallback=fallback, uncounted=uncounted
+        )
         event = Event(create_time=now(), component_id=instance.id, component_retrying=retrying)
         self.post(event, outbox=[self.stop_child(run_id, "the try that started it failed") for run_id in void])
 

@@ -39,8 +39,9 @@ PLACES = "{}/after"
 PIECES = "application/vnd.onward.pieces"
 """Media type of a memo that says: the items are in pieces of their own in the memo, beside their deltas in the log."""
 
-BUDGET = "onward.budget"
-"""What a model call's wait for its budget is called. It comes before anything that the call shows."""
+BUDGET, PROVIDER = BEFORE_ASKING = "onward.budget", "onward.provider"
+"""What a model call's waits are called: for its budget, and for a provider that is down. They come before anything that
+the call shows."""
 
 _Line = tuple[str, bytes]
 
@@ -181,6 +182,7 @@ class Record:
         started_s: When it did, in seconds since the epoch.
         digest: Identifies its input.
         tries: How many of its tries have failed.
+        uncounted: How many of them do not count among those of its policy.
         fell_back: No further try follows: its fallback answers.
         try_s: When its present try began, or is to begin, in seconds since the epoch.
         delay_s: The wait before that.
@@ -210,6 +212,7 @@ class Record:
     started_s: float = 0.0
     digest: bytes = b""
     tries: int = 0
+    uncounted: int = 0
     fell_back: bool = False
     try_s: float = 0.0
     delay_s: float = 0.0
@@ -329,7 +332,7 @@ class Past:
             record = Record(event.component_id, started.name, parent, event.offset, _seconds(event))
             record.try_s = record.started_s
             self.records[record.id] = parent.below[record.id] = record
-        if started.name != BUDGET:
+        if started.name not in BEFORE_ASKING:
             parent.called_offset = event.offset
         record.digest = started.input_digest
         if started.HasField("due_time"):
@@ -368,6 +371,7 @@ class Past:
             return
         retrying = event.component_retrying
         record.tries += 1
+        record.uncounted += retrying.uncounted
         record.fell_back = retrying.fallback
         record.delay_s = retrying.delay.ToMilliseconds() / 1000
         record.try_s = _seconds(event) + record.delay_s

@@ -18,6 +18,7 @@ from onward_executor.holding import Holding
 from onward_executor.registration import register_for_ever
 from onward_executor.servicer import ExecutorServicer
 from onward_executor.settings import Settings
+from onward_runlog.breakers import RedisBreakers
 from onward_runlog.budgets import RedisBudgets
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.permits import RedisPermits
@@ -70,6 +71,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
         writer = await stack.enter_async_context(LogWriter(store).opened())
         budgets = await stack.enter_async_context(RedisBudgets(store).opened())
+        breakers = await stack.enter_async_context(RedisBreakers(store).opened())
         executor = Executor(
             executor_id=f"{socket.gethostname()}-{secrets.token_hex(4)}",
             deployment=settings.deployment or served.name,
@@ -77,7 +79,9 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             slots=settings.slots,
         )
         permits = await stack.enter_async_context(RedisPermits(store).opened())
-        holding = Holding(store, writer, permits, budgets, served.workflows, executor, lease_ttl_s=LEASE_TTL_S)
+        holding = Holding(
+            store, writer, permits, budgets, breakers, served.workflows, executor, lease_ttl_s=LEASE_TTL_S
+        )
         await stack.enter_async_context(holding.heartbeat.beating())
         grace_s = settings.drain_grace_s
         drains: set[asyncio.Task[None]] = set()

@@ -17,6 +17,7 @@ from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor, HeldRun, HeldRuns, WatchResponse
 from onward.v1.run_pb2 import RunState
 from onward.workflows import Workflow
+from onward_runlog.breakers import RedisBreakers
 from onward_runlog.budgets import RedisBudgets
 from onward_runlog.cache import RedisCache
 from onward_runlog.errors import StoreUnavailable
@@ -58,6 +59,7 @@ class Holding:
         permits: Limit their components.
         heartbeat: Renews their leases.
         budgets: What model calls may use.
+        breakers: Whether providers answer.
         workflows: What is served, by name.
         executor: Who this is.
     """
@@ -68,6 +70,7 @@ class Holding:
         writer: LogWriter,
         permits: Permits,
         budgets: RedisBudgets,
+        breakers: RedisBreakers,
         workflows: Mapping[str, Workflow[..., Any, Any]],
         executor: Executor,
         *,
@@ -81,6 +84,7 @@ class Holding:
         self._cache = RedisCache(store)
         self._permits = permits
         self._budgets = budgets
+        self._breakers = breakers
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._empty = asyncio.Event()
@@ -149,6 +153,7 @@ class Holding:
             cache=self._cache,
             permits=self._permits,
             budgets=self._budgets,
+            breakers=self._breakers,
         )
         held = _Held(attempt, log, request.attempt, run.namespace, run.run_id, request.alone)
         self._held[ref] = held

@@ -12,10 +12,10 @@ from redis.exceptions import RedisError
 
 from onward.budgets import LEARNED_S, Caller, Limit
 from onward_runlog import keys
+from onward_runlog.announced import Announced
 from onward_runlog.connection import Argument
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.store import Store
-from onward_runlog.subscription import messages
 
 logger = logging.getLogger(__name__)
 
@@ -29,28 +29,17 @@ class RedisBudgets:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._limited: dict[str, float] = {}
-        """Until when, by the loop's clock."""
+        self._limited = Announced(store, keys.BUDGETS, keys.budgets)
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[RedisBudgets]:
         """Hear of what others learn until the block ends."""
-        hearing = asyncio.create_task(self._hear(), name="budgets: subscription")
-        try:
+        async with self._limited.heard():
             yield self
-        finally:
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
 
     def limited(self, name: str) -> bool:
         """See Budgets.limited."""
-        until = self._limited.get(name)
-        if until is None:
-            return False
-        if until > asyncio.get_running_loop().time():
-            return True
-        del self._limited[name]
-        return False
+        return name in self._limited
 
     async def reserve(
         self, name: str, caller: Caller, asked: int, *, tokens: float | None, requests: float | None, window_s: float
@@ -77,32 +66,11 @@ class RedisBudgets:
         self, name: str, *, refused: bool, after_s: float | None, tokens: Limit | None, requests: Limit | None
     ) -> None:
         """See Budgets.learn."""
-        self._note(name, LEARNED_S)
+        self._limited.add(name, LEARNED_S)
         after: Argument = "" if after_s is None else round(after_s * 1000)
         ttl_ms = round(LEARNED_S * 1000)
         reply = self._call("budget_learn", name, int(refused), after, *_said(tokens), *_said(requests), ttl_ms)
         reply.add_done_callback(_told)
-
-    async def _hear(self) -> None:
-        async for message in messages(self._store.url, [keys.BUDGETS]):
-            if message is None:
-                with contextlib.suppress(RedisError, StoreUnavailable):
-                    await self._catch_up()
-                continue
-            ttl_ms, _, name = message.data.decode().partition(" ")
-            self._note(name, int(ttl_ms) / 1000)
-
-    async def _catch_up(self) -> None:
-        seconds, micros = await self._store.command("TIME", patience_s=float("inf"))
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        for base in self._store.bases():
-            found = await self._store.command("ZRANGE", keys.budgets(base), 0, -1, "WITHSCORES")
-            for name, until_ms in zip(found[::2], found[1::2], strict=True):
-                self._note(name.decode(), (int(until_ms) - now_ms) / 1000)
-
-    def _note(self, name: str, ttl_s: float) -> None:
-        until = asyncio.get_running_loop().time() + ttl_s
-        self._limited[name] = max(until, self._limited.get(name, 0.0))
 
     def _call(self, function: str, name: str, *arguments: Argument) -> asyncio.Future[Any]:
         base = keys.base(keys.partition_of(name, self._store.partitions))

@@ -1160,6 +1160,157 @@ local function budget_learn(keys, argv)
   return { 'ok' }
 end
 
+-- Whether anybody gets an answer from a provider, as the whole fleet finds it. KEYS[1] is the partition of the breaker's name.
+-- closed: everybody asks. open: one asks at a time, the others wait. ramp: it answers again, and more and more may ask.
+-- Failures open it that come one after another, with no answer between them from anybody: if some are answered, tries do.
+local BREAKS, BREAKS_MAX = 3, 1000
+local BLIP = 10000                        -- what was over sooner was hardly an outage: it takes twice the failures from then on,
+local BLIP_KNOWN = 600000                 -- for so long
+local PROBE, PROBE_MAX = 1000, 30000      -- from one probe to the next
+local PROBE_LEASE = 15000
+local ASKS = 50                           -- of those who wait, one asks in this time
+local ASKS_MAX = 300000                   -- but everybody in this
+local RAMP_MIN, RAMP_MAX = 1000, 20000    -- as long as the outage, within these
+local RAMP_RATE, DOUBLINGS = 0.005, 10    -- calls in a millisecond when it begins, and how often that doubles
+
+local function breaker_open(base, name)
+  local key = base .. ':breaker:' .. name
+  local known = redis.call('HGETALL', key)
+  local breaker = { key = key, base = base, name = name, now = now_ms() }
+  for i = 1, #known, 2 do
+    local field, value = known[i], known[i + 1]
+    breaker[field] = (field == 'state' or field == 'probe') and value or tonumber(value)
+  end
+  breaker.failures = breaker.failures or 0
+  if breaker.state == 'ramp' and breaker.now >= breaker.at + breaker.ramp then breaker.state = 'closed' end
+  if breaker.least and breaker.now > breaker.least_at + BLIP_KNOWN then breaker.least = nil end
+  return breaker
+end
+
+local function breaker_close(breaker)
+  local fields = {}
+  for _, field in ipairs { 'state', 'at', 'since', 'failures', 'least', 'least_at', 'interval', 'probe_at', 'probe',
+    'probe_until', 'ask_at', 'ramp', 'level', 'filled' } do
+    local value = breaker[field]
+    if value then
+      fields[#fields + 1] = field
+      fields[#fields + 1] = type(value) == 'number' and string.format('%.17g', value) or value
+    end
+  end
+  redis.call('DEL', breaker.key)
+  redis.call('HSET', breaker.key, unpack(fields))
+  redis.call('PEXPIRE', breaker.key, FORGOTTEN)
+end
+
+-- Tells all executors that they have to ask before they ask the provider.
+local function breaker_tell(breaker)
+  local listed = breaker.base .. ':breakers'
+  redis.call('ZREMRANGEBYSCORE', listed, '-inf', int(breaker.now))
+  redis.call('ZADD', listed, int(breaker.now + FORGOTTEN), breaker.name)
+  redis.call('PEXPIRE', listed, FORGOTTEN)
+  redis.call('PUBLISH', 'onward:{registry}:breakers', FORGOTTEN .. ' ' .. breaker.name)
+end
+
+local function breaker_probe_later(breaker, jitter)
+  breaker.probe = nil
+  breaker.probe_at = breaker.now + breaker.interval * (0.8 + 0.4 * jitter)
+  breaker_tell(breaker)
+end
+
+local function breaker_answered(breaker, at)
+  breaker.failures = 0
+  if breaker.state ~= 'open' or at <= breaker.at then return end
+  local lasted = breaker.now - breaker.since
+  if lasted < BLIP then breaker.least, breaker.least_at = math.min(BREAKS_MAX, (breaker.least or BREAKS) * 2), breaker.now end
+  breaker.state, breaker.at, breaker.ramp = 'ramp', breaker.now, math.max(RAMP_MIN, math.min(RAMP_MAX, lasted))
+  breaker.level, breaker.filled, breaker.ask_at, breaker.probe = 1, breaker.now, breaker.now, nil
+  breaker_tell(breaker)
+end
+
+local function breaker_failed(breaker, began, call, jitter)
+  if breaker.state == 'open' then
+    if breaker.probe ~= call then return end
+    breaker.interval = math.min(PROBE_MAX, breaker.interval * 2)
+    breaker_probe_later(breaker, jitter)
+  elseif breaker.state ~= 'ramp' or began >= breaker.at then
+    breaker.failures = breaker.failures + 1
+    if breaker.failures < (breaker.least or BREAKS) then return end
+    if breaker.state == 'ramp' then
+      breaker.interval = math.min(PROBE_MAX, breaker.interval * 2)
+    else
+      breaker.since, breaker.interval = breaker.now, PROBE
+    end
+    breaker.state, breaker.at, breaker.ask_at = 'open', breaker.now, 0
+    breaker_probe_later(breaker, jitter)
+  end
+end
+
+-- breaker_report: name, call ("" none), answers since the last report, ms since the newest, failures (0 or 1), ms since that
+--   try began, jitter (0 to 1) → {"closed"} | {"open" or "ramp", ms since the outage began}. A probe that had neither is given back.
+local function breaker_report(keys, argv)
+  local breaker = breaker_open(keys[1], argv[1])
+  local call = argv[2]
+  if tonumber(argv[3]) > 0 then breaker_answered(breaker, breaker.now - tonumber(argv[4])) end
+  if tonumber(argv[5]) > 0 then
+    breaker_failed(breaker, breaker.now - tonumber(argv[6]), call, tonumber(argv[7]))
+  elseif breaker.probe == call then
+    breaker.probe, breaker.probe_at = nil, breaker.now
+  end
+  breaker.state = breaker.state or 'closed'
+  breaker_close(breaker)
+  if breaker.state == 'closed' then return { 'closed' } end
+  return { breaker.state, math.max(0, breaker.now - breaker.since) }
+end
+
+-- How many calls are let go in a millisecond of the ramp.
+local function breaker_rate(breaker, at)
+  return RAMP_RATE * 2 ^ (DOUBLINGS * math.max(0, at - breaker.at) / breaker.ramp)
+end
+
+-- breaker_enter: name, call → {"closed"}: nobody has to ask any more | {"probe"}: it alone may go, and it is to renew while it
+--   is under way | {"go"} | {"wait", ms, ms since the outage began}: ask again then
+local function breaker_enter(keys, argv)
+  local breaker = breaker_open(keys[1], argv[1])
+  local call, now = argv[2], breaker.now
+  if breaker.state ~= 'open' and breaker.state ~= 'ramp' then
+    redis.call('ZREM', keys[1] .. ':breakers', argv[1])
+    return { 'closed' }
+  end
+  local reply
+  if breaker.state == 'ramp' then
+    local rate = breaker_rate(breaker, now)
+    breaker.level = math.min(math.max(1, rate * 1000), breaker.level + rate * (now - breaker.filled))
+    breaker.filled = now
+    if breaker.level >= 1 then
+      breaker.level = breaker.level - 1
+      reply = { 'go' }
+    else
+      breaker.ask_at = math.max(breaker.ask_at, now)
+      breaker.ask_at = breaker.ask_at + 1 / breaker_rate(breaker, breaker.ask_at)
+    end
+  else
+    local under_way = breaker.probe and breaker.probe ~= call and breaker.probe_until > now
+    if breaker.probe == call or (not under_way and now >= breaker.probe_at) then
+      breaker.probe, breaker.probe_until = call, now + PROBE_LEASE
+      reply = { 'probe' }
+    else
+      local earliest = under_way and now + breaker.interval or math.max(breaker.probe_at, now)
+      breaker.ask_at = math.min(math.max(breaker.ask_at + ASKS, earliest), math.max(earliest, now + ASKS_MAX))
+    end
+  end
+  breaker_close(breaker)
+  return reply or { 'wait', math.ceil(breaker.ask_at - now), math.max(0, now - breaker.since) }
+end
+
+-- breaker_renew: name, call → {"ok"} | {"gone"}: it holds no probe
+local function breaker_renew(keys, argv)
+  local breaker = breaker_open(keys[1], argv[1])
+  if breaker.state ~= 'open' or breaker.probe ~= argv[2] then return { 'gone' } end
+  breaker.probe_until = breaker.now + PROBE_LEASE
+  breaker_close(breaker)
+  return { 'ok' }
+end
+
 -- A store that is out of memory takes no new run and no event, but leases live on and what is past its retention goes.
 local SMALL = { 'allow-oom' }
 
@@ -1196,3 +1347,6 @@ declare('permit_release', permit_release, SMALL)
 declare('budget_reserve', budget_reserve)
 declare('budget_settle', budget_settle, SMALL)
 declare('budget_learn', budget_learn)
+declare('breaker_enter', breaker_enter, SMALL)
+declare('breaker_report', breaker_report, SMALL)
+declare('breaker_renew', breaker_renew, SMALL)

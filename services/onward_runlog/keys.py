@@ -121,3 +121,12 @@ BUDGETS = "onward:{registry}:budgets"
 def budgets(base: str) -> str:
     """Return the key of those of one partition, by the time in milliseconds until which they count as limited."""
     return f"{base}:budgets"
+
+
+BREAKERS = "onward:{registry}:breakers"
+"""Channel that names breakers which are not closed any more."""
+
+
+def breakers(base: str) -> str:
+    """Return the key of those of one partition, by the time in milliseconds until which everybody asks them."""
+    return f"{base}:breakers"

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from tests.bench.client import Undelivered
 from tests.bench.figures import Figure, machine, table
 from tests.bench.processes import cpu_s, machine_cpu_s
-from tests.bench.rows import browsers, console, durable, idle, live, models, onboarding, parked, runs, stored
+from tests.bench.rows import browsers, console, durable, idle, live, models, onboarding, outage, parked, runs, stored
 from tests.bench.setting import Setting, serving
 
 from onward_runlog.errors import RunLogError
@@ -46,6 +46,7 @@ ROWS: dict[int, Row] = {
     20: console.looked_at,
     21: onboarding.ingestion,
     22: models.wrapper,
+    23: outage.outage,
     8: stored.listing,  # last: it leaves 100,000 runs behind
 }
 """In the order in which they are measured."""

@@ -11,6 +11,7 @@ from onward.openai import AsyncOpenAI, Budget
 URL = os.environ.get("TEST_MODEL_URL", "http://127.0.0.1:1/v1")
 
 free = AsyncOpenAI(base_url=URL, api_key="free", max_retries=0)
+twice = AsyncOpenAI(base_url=URL, api_key="twice", max_retries=1)
 budgeted = AsyncOpenAI(
     base_url=URL,
     api_key="budgeted",
@@ -25,7 +26,8 @@ budgeted = AsyncOpenAI(
 @component
 async def ask(client: str, model: str, content: str) -> str:
     """Ask once."""
-    made = await (free if client == "free" else budgeted).chat.completions.create(
+    clients = {"free": free, "twice": twice, "budgeted": budgeted}
+    made = await clients[client].chat.completions.create(
         model=model, messages=[{"role": "user", "content": content}], max_tokens=30
     )
     return made.choices[0].message.content or ""

@@ -89,6 +89,22 @@ async def test_after_a_refusal_the_whole_fleet_waits_parked_and_no_try_is_used(
             assert list(told.kinds) == [WAIT_KIND_BUDGET]
 
 
+async def test_a_try_that_was_refused_counts_in_no_later_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It parked, and had both of its tries when it woke."""
+    async with serving() as provider:
+        monkeypatch.setenv("TEST_MODEL_URL", provider.url)
+        provider.script(Reply(status=429, headers={"retry-after": "4"}), Reply(status=500))
+        async with running_suite(tmp_path, target=TARGET) as suite, suite.client() as client:
+            run = await client.start("asks", {"model": "m", "content": "hi", "client": "twice"})
+            assert await run.result() == 1
+            events = [event async for event in run.follow()]
+            assert causes(events)[-1] == ATTEMPT_CAUSE_WOKEN
+            tries = [event.component_retrying for event in events if event.HasField("component_retrying")]
+            assert [one.uncounted for one in tries] == [True, False]
+
+
 async def test_an_hour_is_waited_for_in_parking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by a stream; another model of the same provider goes on, and the run can be cancelled."""
     async with serving() as provider:

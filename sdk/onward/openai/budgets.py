@@ -1,16 +1,13 @@
-"""What may be asked of a provider, by all executors together: a call that cannot go now waits, and costs no try.
+"""What may be asked of a provider, by all executors together.
 
-Limits are declared by the user, or learned from what a provider says in its headers. Inside a run a short wait is
-waited for in place, and for a long one the run parks. Outside a run, and where the budgets do not answer, nobody waits.
+Limits are declared by the user, or learned from what a provider says in its headers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +16,10 @@ import httpx2
 
 from onward.budgets import Caller, Limit
 from onward.durations import Duration, seconds
-from onward.instance import Instance, leave
-from onward.past import BUDGET
-from onward.v1.event_pb2 import WAIT_KIND_BUDGET
+from onward.instance import Instance
 from onward.v1.run_pb2 import Usage
-from onward.waiting import What, wait
 
 logger = logging.getLogger(__name__)
-
-PLACE_S = 2.0
-"""A shorter wait is waited for where the call is, and leaves no trace."""
 
 FULL = 0.75
 """From this share on of a limit that nobody declared, calls keep to it."""
@@ -78,91 +69,50 @@ def budget_of(budgeted: Budgeted, model: str) -> Budget | None:
     return budgeted.get(model) if isinstance(budgeted, Mapping) else budgeted
 
 
-class Late(Exception):
-    """It would be the call's turn when its time is up."""
+class Reservation:
+    """What one try of one call has reserved, or where it stands in line for that."""
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way for a call to go.
-
-    Attributes:
-        provider: What it is called.
-        model: The provider's name for what is asked for.
-        request: What would go out.
-        budget: What is declared for it.
-    """
-
-    provider: str
-    model: str
-    request: httpx2.Request
-    budget: Budget | None
-
-
-class Admission:
-    """The budgets as one try of one call sees them."""
-
-    def __init__(self, this: Instance, asked: dict[str, Any] | None) -> None:
-        """Begin.
+    def __init__(self, this: Instance, call: str, asked: Mapping[str, Any]) -> None:
+        """Begin with none.
 
         Args:
             this: The try.
+            call: Names it.
             asked: The request's body.
         """
         journal = this.journal
         assert journal.budgets is not None
-        self._journal = journal
         self._budgets = journal.budgets
         self._this = this
-        self._body = asked or {}
-        self._caller = Caller(f"{journal.run_id}/{this.id}/{this.number}", journal.attempt, journal.tenant)
+        self._body = asked
+        self._caller = Caller(call, journal.attempt, journal.tenant)
         self._name = ""
         self._reserved = False
         self._declared = False
+        self._line: set[str] = set()
+        """The budgets in which it has a place."""
 
-    async def enter(self, candidates: list[Candidate], deadline: float | None) -> int:
-        """Wait until one of `candidates` may be asked, and return which. The first comes first.
+    async def enter(self, request: httpx2.Request, name: str, budget: Budget | None) -> float:
+        """Reserve what a request may use of a budget. Returns 0 where it may go, else in how many seconds to ask again.
 
         Args:
-            candidates: One or more.
-            deadline: When to give up, as time.monotonic() tells it.
-
-        Raises:
-            Late: It would be beyond the deadline.
-            CancelledError: The caller was cancelled, or the attempt is over.
+            request: What would go out.
+            name: The budget's.
+            budget: What is declared for it.
         """
-        names = [self._named(one) for one in candidates]
-        await self._waited(candidates[0])
-        line: set[str] = set()
-        """The budgets in which it has a place."""
-        try:
-            while True:
-                delays = []
-                for index, (one, name) in enumerate(zip(candidates, names, strict=True)):
-                    delay_s = await self._reserve(one, name)
-                    if not delay_s:
-                        self._name, self._reserved = name, delay_s is not None
-                        self._declared = one.budget is not None
-                        line.discard(name)
-                        return index
-                    line.add(name)
-                    delays.append(delay_s)
-                delay_s = min(delays)
-                if deadline is not None and time.monotonic() + delay_s >= deadline:
-                    raise Late(f"{_words(candidates[0])} lets it go in {delay_s:.0f} s at the earliest")
-                if delay_s <= PLACE_S:
-                    # Others may have used less than they had reserved: half of it is looked at again.
-                    await asyncio.sleep(delay_s if delay_s < 0.2 else delay_s / 2)
-                    continue
-                first = delays.index(delay_s)
-                for name in set(names) - {names[first]}:
-                    self._leave(name, line)
-                await self._wait(candidates[first], delay_s)
-        finally:
-            # Where the attempt is over, a later one takes the place.
-            if not self._journal.closed:
-                for name in set(line):
-                    self._leave(name, line)
+        delay_s = await self._reserve(request, name, budget)
+        if delay_s:
+            self._line.add(name)
+            return delay_s
+        self._name, self._reserved, self._declared = name, delay_s is not None, budget is not None
+        self._line.discard(name)
+        return 0.0
+
+    def leave(self, *, but: str = "") -> None:
+        """Give up its places in line."""
+        for name in self._line - {but}:
+            self._line.discard(name)
+            self._budgets.settle(name, self._caller, tokens=0, requests=0)
 
     def heard(self, headers: httpx2.Headers, *, refused: bool = False, after_s: float = 0.0) -> None:
         """Take in what a provider said of its limits.
@@ -191,15 +141,7 @@ class Admission:
             tokens = None if usage is None else usage.input_tokens + usage.output_tokens
             self._budgets.settle(self._name, self._caller, tokens=tokens, requests=requests)
 
-    def _named(self, one: Candidate) -> str:
-        headers = one.request.headers
-        account = [headers.get(name, "") for name in _ACCOUNT]
-        url = one.request.url
-        identity = "\0".join((url.scheme, url.netloc.decode(), one.model, *account))
-        return self._journal.digest(identity.encode(errors="surrogatepass")).hex()
-
-    async def _reserve(self, one: Candidate, name: str) -> float | None:
-        budget = one.budget
+    async def _reserve(self, request: httpx2.Request, name: str, budget: Budget | None) -> float | None:
         if budget is None:
             if not self._budgets.limited(name):
                 return None
@@ -208,7 +150,7 @@ class Admission:
             return await self._budgets.reserve(
                 name,
                 self._caller,
-                estimate(one.request, self._body),
+                estimate(request, self._body),
                 tokens=budget.tokens,
                 requests=budget.requests,
                 window_s=seconds(budget.per),
@@ -217,33 +159,13 @@ class Admission:
             logger.warning("%s goes without a budget: %s", self._this.name, error)
             return None
 
-    def _leave(self, name: str, line: set[str]) -> None:
-        if name in line:
-            line.discard(name)
-            self._budgets.settle(name, self._caller, tokens=0, requests=0)
-
-    async def _waited(self, one: Candidate) -> None:
-        """Wait again where an earlier attempt had."""
-        record = self._this.record
-        if record is None:
-            return
-        for _ in [below for below in record.below.values() if below.name == BUDGET and not below.met]:
-            await self._wait(one, 0.0)
-
-    async def _wait(self, one: Candidate, delay_s: float) -> None:
-        token = self._this.enter()
-        try:
-            told = {"provider": one.provider, "model": one.model}
-            await wait(What(name=BUDGET, kind=WAIT_KIND_BUDGET, words=_words(one), told=told, for_s=delay_s))
-        finally:
-            leave(token)
-
 
 _UNDECLARED = Budget()
 
 
-def _words(one: Candidate) -> str:
-    return f"rate limit of {one.model or 'the model'} at {one.provider}"
+def account(headers: httpx2.Headers) -> tuple[str, ...]:
+    """Return what tells whose limits hold for a request."""
+    return tuple(headers.get(name, "") for name in _ACCOUNT)
 
 
 def estimate(request: httpx2.Request, body: Mapping[str, Any]) -> int:

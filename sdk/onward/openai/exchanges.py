@@ -31,8 +31,9 @@ from onward.instance import Instance, leave
 from onward.journal import now, seen
 from onward.log import add_usage
 from onward.openai import spans
+from onward.openai.admission import Admission, Candidate, Late
 from onward.openai.answers import DONE, Answer, Chunks, ErrorChunk, Splice, Unreadable, data_of, parsed
-from onward.openai.budgets import Admission, Budgeted, Candidate, Late, budget_of
+from onward.openai.budgets import Budgeted, budget_of
 from onward.openai.policy import ModelPolicy, Stall
 from onward.openai.providers import Provider, Providers, json_object, name_of, readdressed
 from onward.openai.wires import Wire
@@ -139,6 +140,7 @@ class Failed:
         elsewhere: Whether asking another provider may.
         stall: Which limit of silence it reached; empty where it was something else.
         refused: Whether it was one call too many for the provider.
+        unanswered: Whether it got no answer, which others may not get either.
     """
 
     error: BaseException
@@ -146,6 +148,7 @@ class Failed:
     elsewhere: bool = False
     stall: str = ""
     refused: bool = False
+    unanswered: bool = False
 
 
 class Stalled(Exception):
@@ -196,6 +199,7 @@ class Exchange(Flow):
         self._provider: Provider | None = None
         self._outgoing = request
         self._admission: Admission | None = None
+        self._candidate: Candidate | None = None
         # The answer under way
         self._inner: httpx2.Response | None = None
         self._sent = 0.0
@@ -318,7 +322,7 @@ class Exchange(Flow):
         """Ask until somebody answers, as the policy says."""
         standing = self._standing
         assert standing is not None
-        self._rounds = standing.number - 1
+        self._rounds = standing.counted
         await prices.ready()
         with working(self._instance):
             while True:
@@ -329,13 +333,15 @@ class Exchange(Flow):
                     return
                 except Failure as error:
                     failed = self._failure(error)
+                    excused = await self._told_of(failed)
                     self._settle(failed)
-                delay_s = self._delay_s(failed)
+                rounds = self._rounds
+                delay_s = self._delay_s(failed, excused=excused)
                 if delay_s is None:
                     await self._give_up(failed.error)
                     return
                 await self._stop_try()
-                standing.failed(failed.error, delay_s)
+                standing.failed(failed.error, delay_s, uncounted=self._rounds == rounds)
                 self._batch.clear()
                 self._deltas.clear()
 
@@ -372,6 +378,8 @@ class Exchange(Flow):
         self._body = await self._wire.whole(response)
         if response.status_code >= 400:
             raise self._status_error(self._whole())
+        if self._admission is not None:
+            self._admission.answered()
         if kind.startswith("application/json") or "+json" in kind:
             self._answer.whole(self._body)
         await self._succeed(self._body, self._body)
@@ -388,21 +396,35 @@ class Exchange(Flow):
             self._left = self._providers.ordered()
         self._admission = None
         chosen = 0
-        if self._this.journal.budgets is not None:
+        journal = self._this.journal
+        if journal.budgets is not None or journal.breakers is not None:
             total_s = self.call.policy.retry.total_s
-            candidates = [self._candidate(one) for one in self._left or (None,)]
-            admission = Admission(self._this, self._asked.body)
+            candidates = [self._candidate_of(one) for one in self._left or (None,)]
+            admission = Admission(self._this, self._asked.body, self._policy.outage_s)
             deadline = None if total_s is None else self._standing.began + total_s
             chosen = await admission.enter(candidates, deadline)
-            self._admission = admission
+            self._admission, self._candidate = admission, candidates[chosen]
         self._provider = self._left.pop(chosen) if self._left else None
         self._outgoing = self._addressed()
 
-    def _candidate(self, provider: Provider | None) -> Candidate:
+    def _candidate_of(self, provider: Provider | None) -> Candidate:
         self._provider = provider
         model = self._asked.model if provider is None else provider.model(self._asked.model)
         budget = budget_of(self._budget if provider is None else provider.budget, model)
         return Candidate(self._provider_name, model, self._addressed(), budget)
+
+    async def _told_of(self, failed: Failed) -> bool:
+        """Tell the fleet whether the provider answered. Returns whether the failure is not this call's own."""
+        admission, candidate = self._admission, self._candidate
+        if admission is None or candidate is None:
+            return False
+        if failed.unanswered:
+            return await admission.failed(candidate, time.monotonic() - self._sent)
+        if isinstance(failed.error, APIStatusError):
+            admission.answered()
+        else:
+            admission.left()
+        return False
 
     def _settle(self, failed: Failed) -> None:
         """Tell the budget how the try failed."""
@@ -480,19 +502,21 @@ class Exchange(Flow):
                 again=again and error.code != "insufficient_quota",
                 elsewhere=again or error.status_code in _ELSEWHERE,
                 refused=again and error.status_code == 429 and error.code != "insufficient_quota",
+                unanswered=error.status_code == 408 or error.status_code >= 500,
             )
         elif isinstance(error, ErrorChunk):
             again = error.error.get("type") in _SERVER_ERRORS or error.error.get("code") in _SERVER_ERRORS
             made = APIError(str(error), self._request, body=error.error)
-            failed = Failed(made, again=again, elsewhere=again, refused=_is_refusal(error.error))
+            refused = _is_refusal(error.error)
+            failed = Failed(made, again, again, refused=refused, unanswered=again and not refused)
         elif isinstance(error, Stalled):
-            failed = Failed(self._connection_error(str(error), timeout=True), True, True, error.what)
+            failed = self._no_answer(str(error), timeout=True, stall=error.what)
         elif isinstance(error, httpx2.TimeoutException):
-            failed = Failed(self._connection_error(f"the request timed out: {error!r}", timeout=True), True, True)
+            failed = self._no_answer(f"the request timed out: {error!r}", timeout=True)
         elif isinstance(error, httpx2.RequestError | OSError):
-            failed = Failed(self._connection_error(f"the connection failed: {error!r}", timeout=False), True, True)
+            failed = self._no_answer(f"the connection failed: {error!r}", timeout=False)
         elif isinstance(error, Unreadable):
-            failed = Failed(self._connection_error(str(error), timeout=False), True, True)
+            failed = self._no_answer(str(error), timeout=False)
         elif isinstance(error, Late):
             failed = Failed(self._connection_error(str(error), timeout=True))
         else:
@@ -503,6 +527,10 @@ class Exchange(Flow):
             vars(failed.error).update(retryable=failed.again, retry_after_s=retry_after_s(failed.error))
         return failed
 
+    def _no_answer(self, message: str, *, timeout: bool, stall: str = "") -> Failed:
+        error = self._connection_error(message, timeout=timeout)
+        return Failed(error, again=True, elsewhere=True, stall=stall, unanswered=True)
+
     def _connection_error(self, message: str, *, timeout: bool) -> APIConnectionError:
         """Return the error of a request that got no whole answer, the same the first time as on replay."""
         made = APITimeoutError(self._request) if timeout else APIConnectionError(request=self._request)
@@ -510,7 +538,7 @@ class Exchange(Flow):
         made.args = (message,)
         return made
 
-    def _delay_s(self, failed: Failed) -> float | None:
+    def _delay_s(self, failed: Failed, *, excused: bool) -> float | None:
         """Return how long to wait before the next try, None where there is none."""
         if failed.elsewhere and self._providers is not None and self._provider is not None:
             self._providers.failed(self._provider)
@@ -522,6 +550,9 @@ class Exchange(Flow):
         assert self._standing is not None
         elapsed_s = time.monotonic() - self._standing.began
         in_time = retry.total_s is None or elapsed_s < retry.total_s
+        if excused:
+            # The breaker tells when to ask again, and that nobody is answered is no failure of this call.
+            return 0.0 if in_time else None
         if failed.stall:
             stall = self._policy.first_token if failed.stall == "first" else self._policy.between_tokens
             self._stalls[failed.stall] += 1
@@ -587,7 +618,9 @@ class Exchange(Flow):
                 with working(self._instance):
                     await self._read_on()
             except Failure as error:
-                await self._broke(self._failure(error).error)
+                failed = self._failure(error)
+                await self._told_of(failed)
+                await self._broke(failed.error)
 
     async def _read_on(self, *, until_token: bool = False) -> None:
         """Read what comes next, or all up to the first token, and have it ready once it is in the log."""
@@ -623,6 +656,8 @@ class Exchange(Flow):
             at = time.monotonic()
             if self._first_token_s is None:
                 self._first_token_s = at - self._sent
+                if self._admission is not None:
+                    self._admission.answered()
             self._deadline = at + (TAIL_S if answer.complete else self._policy.between_tokens.after_s)
         if over and not answer.complete and (answer.known or not (answer.begun or self._pieces)):
             raise Unreadable("the stream ended before the answer did")
@@ -764,6 +799,7 @@ class Exchange(Flow):
         """Note what the last try used. Of those before it nobody reported anything."""
         answer, usage = self._answer, self._usage
         if self._admission is not None:
+            self._admission.left()
             self._admission.settle(answer.usage if self._used else None)
         add_usage(usage, answer.usage)
         asked = self._asked.model if self._provider is None else self._provider.model(self._asked.model)

@@ -44,6 +44,8 @@ class ModelPolicy:
         total: No further try begins when this much time has passed since the first did. None is without limit.
         first_token: How long a stream may take to its first token, counted from the request.
         between_tokens: How long it may be silent after that.
+        outage: While a provider answers nobody in the whole fleet, calls wait for it, and none of their tries counts.
+            That ends for an outage which has lasted so long: then they fail. 0 is not to wait at all.
         private: Hide request and answer from everybody who reads the log.
         count_tokens: Ask for the usage of streams that do not ask for it themselves. The chunk that tells it is not
             given to the caller.
@@ -54,11 +56,18 @@ class ModelPolicy:
     total: Duration | None = None
     first_token: Stall = Stall("5m")
     between_tokens: Stall = Stall("1m")
+    outage: Duration = "1h"
     private: bool = False
     count_tokens: bool = True
 
     def __post_init__(self) -> None:
         self.retry(1)
+        seconds(self.outage)
+
+    @property
+    def outage_s(self) -> float:
+        """`outage` in seconds."""
+        return seconds(self.outage)
 
     def retry(self, attempts: int) -> RetryPolicy:
         """Return the policy of tries, with `attempts` where this one does not say."""

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from onward.v1 import run_pb2 as onward_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15onward/v1/event.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13onward/v1/run.proto\"\x9c\x06\n\x05\x45vent\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x14\n\x0c\x63omponent_id\x18\x04 \x01(\t\x12\x37\n\x11run_state_changed\x18\n \x01(\x0b\x32\x1a.onward.v1.RunStateChangedH\x00\x12\x34\n\x0f\x61ttempt_started\x18\x0b \x01(\x0b\x32\x19.onward.v1.AttemptStartedH\x00\x12\x38\n\x11\x63omponent_started\x18\x0c \x01(\x0b\x32\x1b.onward.v1.ComponentStartedH\x00\x12:\n\x12\x63omponent_retrying\x18\r \x01(\x0b\x32\x1c.onward.v1.ComponentRetryingH\x00\x12:\n\x12\x63omponent_finished\x18\x0e \x01(\x0b\x32\x1c.onward.v1.ComponentFinishedH\x00\x12.\n\x0coutput_delta\x18\x0f \x01(\x0b\x32\x16.onward.v1.OutputDeltaH\x00\x12\x32\n\x0estatus_updated\x18\x10 \x01(\x0b\x32\x18.onward.v1.StatusUpdatedH\x00\x12)\n\tpublished\x18\x11 \x01(\x0b\x32\x14.onward.v1.PublishedH\x00\x12\'\n\x08rollback\x18\x12 \x01(\x0b\x32\x13.onward.v1.RollbackH\x00\x12\x34\n\x0finput_requested\x18\x13 \x01(\x0b\x32\x19.onward.v1.InputRequestedH\x00\x12\x34\n\x0fsignal_received\x18\x14 \x01(\x0b\x32\x19.onward.v1.SignalReceivedH\x00\x12,\n\x0brun_waiting\x18\x15 \x01(\x0b\x32\x15.onward.v1.RunWaitingH\x00\x12\x30\n\rchild_started\x18\x16 \x01(\x0b\x32\x17.onward.v1.ChildStartedH\x00\x42\x06\n\x04kind\"\xaa\x01\n\x0fRunStateChanged\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.onward.v1.RunState\x12\"\n\x06output\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.onward.v1.RunError\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1b\n\x13\x63ontinued_as_run_id\x18\x05 \x01(\t\"a\n\x0e\x41ttemptStarted\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12&\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x17.onward.v1.AttemptCause\"\xae\x01\n\x10\x43omponentStarted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tparent_id\x18\x02 \x01(\t\x12!\n\x05input\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x14\n\x0cinput_digest\x18\x04 \x01(\x0c\x12,\n\x08\x64ue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\neffect_key\x18\x06 \x01(\t\"\x87\x01\n\x11\x43omponentRetrying\x12\x12\n\ntry_number\x18\x01 \x01(\x05\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.onward.v1.RunError\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x66\x61llback\x18\x04 \x01(\x08\"\xc8\x01\n\x11\x43omponentFinished\x12#\n\x07outcome\x18\x01 \x01(\x0e\x32\x12.onward.v1.Outcome\x12\"\n\x06output\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.onward.v1.RunError\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.onward.v1.Usage\x12\x15\n\rsignal_offset\x18\x06 \x01(\x03\"q\n\x0bOutputDelta\x12\x0c\n\x04part\x18\x01 \x01(\x05\x12#\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x12.onward.v1.Channel\x12\x0c\n\x04text\x18\x03 \x01(\t\x12!\n\x05value\x18\x04 \x01(\x0b\x32\x12.onward.v1.Payload\"Z\n\rStatusUpdated\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\x04\x64one\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05total\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x07\n\x05_doneB\x08\n\x06_total\"_\n\tPublished\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x11.onward.v1.Change\x12!\n\x05value\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\"`\n\x08Rollback\x12\x15\n\rcomponent_ids\x18\x01 \x03(\t\x12\'\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x18.onward.v1.RollbackCause\x12\x14\n\x0c\x61\x66ter_offset\x18\x03 \x01(\x03\"\x83\x01\n\x0eInputRequested\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\"\n\x06schema\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x0eSignalReceived\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x80\x01\n\nRunWaiting\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12-\n\twake_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05kinds\x18\x03 \x03(\x0e\x32\x13.onward.v1.WaitKind\x12\x0f\n\x07signals\x18\x04 \x03(\t\"B\n\x0c\x43hildStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08workflow\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x03 \x01(\x08*\xd9\x01\n\x0c\x41ttemptCause\x12\x1d\n\x19\x41TTEMPT_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41TTEMPT_CAUSE_STARTED\x10\x01\x12\x1f\n\x1b\x41TTEMPT_CAUSE_EXECUTOR_LOST\x10\x02\x12\x1d\n\x19\x41TTEMPT_CAUSE_HANDED_OVER\x10\x03\x12\x17\n\x13\x41TTEMPT_CAUSE_WOKEN\x10\x04\x12\x19\n\x15\x41TTEMPT_CAUSE_RESUMED\x10\x05\x12\x1b\n\x17\x41TTEMPT_CAUSE_CANCELLED\x10\x06*\\\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x11\n\rOUTCOME_ERROR\x10\x02\x12\x15\n\x11OUTCOME_CANCELLED\x10\x03*o\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANNEL_TEXT\x10\x01\x12\x15\n\x11\x43HANNEL_REASONING\x10\x02\x12\x10\n\x0c\x43HANNEL_TOOL\x10\x03\x12\x10\n\x0c\x43HANNEL_ITEM\x10\x04*T\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_EVENT\x10\x01\x12\x0e\n\nCHANGE_SET\x10\x02\x12\x10\n\x0c\x43HANGE_PATCH\x10\x03*\x87\x01\n\rRollbackCause\x12\x1e\n\x1aROLLBACK_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLBACK_CAUSE_RETRY\x10\x01\x12\x1f\n\x1bROLLBACK_CAUSE_ATTEMPT_LOST\x10\x02\x12\x1b\n\x17ROLLBACK_CAUSE_FALLBACK\x10\x03*\x93\x01\n\x08WaitKind\x12\x19\n\x15WAIT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fWAIT_KIND_TIMER\x10\x01\x12\x14\n\x10WAIT_KIND_SIGNAL\x10\x02\x12\x13\n\x0fWAIT_KIND_CHILD\x10\x03\x12\x14\n\x10WAIT_KIND_BUDGET\x10\x04\x12\x16\n\x12WAIT_KIND_PROVIDER\x10\x05\x42%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15onward/v1/event.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13onward/v1/run.proto\"\x9c\x06\n\x05\x45vent\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x14\n\x0c\x63omponent_id\x18\x04 \x01(\t\x12\x37\n\x11run_state_changed\x18\n \x01(\x0b\x32\x1a.onward.v1.RunStateChangedH\x00\x12\x34\n\x0f\x61ttempt_started\x18\x0b \x01(\x0b\x32\x19.onward.v1.AttemptStartedH\x00\x12\x38\n\x11\x63omponent_started\x18\x0c \x01(\x0b\x32\x1b.onward.v1.ComponentStartedH\x00\x12:\n\x12\x63omponent_retrying\x18\r \x01(\x0b\x32\x1c.onward.v1.ComponentRetryingH\x00\x12:\n\x12\x63omponent_finished\x18\x0e \x01(\x0b\x32\x1c.onward.v1.ComponentFinishedH\x00\x12.\n\x0coutput_delta\x18\x0f \x01(\x0b\x32\x16.onward.v1.OutputDeltaH\x00\x12\x32\n\x0estatus_updated\x18\x10 \x01(\x0b\x32\x18.onward.v1.StatusUpdatedH\x00\x12)\n\tpublished\x18\x11 \x01(\x0b\x32\x14.onward.v1.PublishedH\x00\x12\'\n\x08rollback\x18\x12 \x01(\x0b\x32\x13.onward.v1.RollbackH\x00\x12\x34\n\x0finput_requested\x18\x13 \x01(\x0b\x32\x19.onward.v1.InputRequestedH\x00\x12\x34\n\x0fsignal_received\x18\x14 \x01(\x0b\x32\x19.onward.v1.SignalReceivedH\x00\x12,\n\x0brun_waiting\x18\x15 \x01(\x0b\x32\x15.onward.v1.RunWaitingH\x00\x12\x30\n\rchild_started\x18\x16 \x01(\x0b\x32\x17.onward.v1.ChildStartedH\x00\x42\x06\n\x04kind\"\xaa\x01\n\x0fRunStateChanged\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.onward.v1.RunState\x12\"\n\x06output\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.onward.v1.RunError\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1b\n\x13\x63ontinued_as_run_id\x18\x05 \x01(\t\"a\n\x0e\x41ttemptStarted\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12&\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x17.onward.v1.AttemptCause\"\xae\x01\n\x10\x43omponentStarted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tparent_id\x18\x02 \x01(\t\x12!\n\x05input\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x14\n\x0cinput_digest\x18\x04 \x01(\x0c\x12,\n\x08\x64ue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\neffect_key\x18\x06 \x01(\t\"\x9a\x01\n\x11\x43omponentRetrying\x12\x12\n\ntry_number\x18\x01 \x01(\x05\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.onward.v1.RunError\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x66\x61llback\x18\x04 \x01(\x08\x12\x11\n\tuncounted\x18\x05 \x01(\x08\"\xc8\x01\n\x11\x43omponentFinished\x12#\n\x07outcome\x18\x01 \x01(\x0e\x32\x12.onward.v1.Outcome\x12\"\n\x06output\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.onward.v1.RunError\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.onward.v1.Usage\x12\x15\n\rsignal_offset\x18\x06 \x01(\x03\"q\n\x0bOutputDelta\x12\x0c\n\x04part\x18\x01 \x01(\x05\x12#\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x12.onward.v1.Channel\x12\x0c\n\x04text\x18\x03 \x01(\t\x12!\n\x05value\x18\x04 \x01(\x0b\x32\x12.onward.v1.Payload\"Z\n\rStatusUpdated\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\x04\x64one\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05total\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x07\n\x05_doneB\x08\n\x06_total\"_\n\tPublished\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x11.onward.v1.Change\x12!\n\x05value\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\"`\n\x08Rollback\x12\x15\n\rcomponent_ids\x18\x01 \x03(\t\x12\'\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x18.onward.v1.RollbackCause\x12\x14\n\x0c\x61\x66ter_offset\x18\x03 \x01(\x03\"\x83\x01\n\x0eInputRequested\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\"\n\x06schema\x18\x03 \x01(\x0b\x32\x12.onward.v1.Payload\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x0eSignalReceived\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.onward.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x80\x01\n\nRunWaiting\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12-\n\twake_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05kinds\x18\x03 \x03(\x0e\x32\x13.onward.v1.WaitKind\x12\x0f\n\x07signals\x18\x04 \x03(\t\"B\n\x0c\x43hildStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08workflow\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x03 \x01(\x08*\xd9\x01\n\x0c\x41ttemptCause\x12\x1d\n\x19\x41TTEMPT_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41TTEMPT_CAUSE_STARTED\x10\x01\x12\x1f\n\x1b\x41TTEMPT_CAUSE_EXECUTOR_LOST\x10\x02\x12\x1d\n\x19\x41TTEMPT_CAUSE_HANDED_OVER\x10\x03\x12\x17\n\x13\x41TTEMPT_CAUSE_WOKEN\x10\x04\x12\x19\n\x15\x41TTEMPT_CAUSE_RESUMED\x10\x05\x12\x1b\n\x17\x41TTEMPT_CAUSE_CANCELLED\x10\x06*\\\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x11\n\rOUTCOME_ERROR\x10\x02\x12\x15\n\x11OUTCOME_CANCELLED\x10\x03*o\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANNEL_TEXT\x10\x01\x12\x15\n\x11\x43HANNEL_REASONING\x10\x02\x12\x10\n\x0c\x43HANNEL_TOOL\x10\x03\x12\x10\n\x0c\x43HANNEL_ITEM\x10\x04*T\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_EVENT\x10\x01\x12\x0e\n\nCHANGE_SET\x10\x02\x12\x10\n\x0c\x43HANGE_PATCH\x10\x03*\x87\x01\n\rRollbackCause\x12\x1e\n\x1aROLLBACK_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLBACK_CAUSE_RETRY\x10\x01\x12\x1f\n\x1bROLLBACK_CAUSE_ATTEMPT_LOST\x10\x02\x12\x1b\n\x17ROLLBACK_CAUSE_FALLBACK\x10\x03*\x93\x01\n\x08WaitKind\x12\x19\n\x15WAIT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fWAIT_KIND_TIMER\x10\x01\x12\x14\n\x10WAIT_KIND_SIGNAL\x10\x02\x12\x13\n\x0fWAIT_KIND_CHILD\x10\x03\x12\x14\n\x10WAIT_KIND_BUDGET\x10\x04\x12\x16\n\x12WAIT_KIND_PROVIDER\x10\x05\x42%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onward.v1.event_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.onward.v1P\001Z\022onward/v1;onwardv1'
-  _globals['_ATTEMPTCAUSE']._serialized_start=2534
-  _globals['_ATTEMPTCAUSE']._serialized_end=2751
-  _globals['_OUTCOME']._serialized_start=2753
-  _globals['_OUTCOME']._serialized_end=2845
-  _globals['_CHANNEL']._serialized_start=2847
-  _globals['_CHANNEL']._serialized_end=2958
-  _globals['_CHANGE']._serialized_start=2960
-  _globals['_CHANGE']._serialized_end=3044
-  _globals['_ROLLBACKCAUSE']._serialized_start=3047
-  _globals['_ROLLBACKCAUSE']._serialized_end=3182
-  _globals['_WAITKIND']._serialized_start=3185
-  _globals['_WAITKIND']._serialized_end=3332
+  _globals['_ATTEMPTCAUSE']._serialized_start=2553
+  _globals['_ATTEMPTCAUSE']._serialized_end=2770
+  _globals['_OUTCOME']._serialized_start=2772
+  _globals['_OUTCOME']._serialized_end=2864
+  _globals['_CHANNEL']._serialized_start=2866
+  _globals['_CHANNEL']._serialized_end=2977
+  _globals['_CHANGE']._serialized_start=2979
+  _globals['_CHANGE']._serialized_end=3063
+  _globals['_ROLLBACKCAUSE']._serialized_start=3066
+  _globals['_ROLLBACKCAUSE']._serialized_end=3201
+  _globals['_WAITKIND']._serialized_start=3204
+  _globals['_WAITKIND']._serialized_end=3351
   _globals['_EVENT']._serialized_start=123
   _globals['_EVENT']._serialized_end=919
   _globals['_RUNSTATECHANGED']._serialized_start=922
@@ -56,23 +56,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPONENTSTARTED']._serialized_start=1194
   _globals['_COMPONENTSTARTED']._serialized_end=1368
   _globals['_COMPONENTRETRYING']._serialized_start=1371
-  _globals['_COMPONENTRETRYING']._serialized_end=1506
-  _globals['_COMPONENTFINISHED']._serialized_start=1509
-  _globals['_COMPONENTFINISHED']._serialized_end=1709
-  _globals['_OUTPUTDELTA']._serialized_start=1711
-  _globals['_OUTPUTDELTA']._serialized_end=1824
-  _globals['_STATUSUPDATED']._serialized_start=1826
-  _globals['_STATUSUPDATED']._serialized_end=1916
-  _globals['_PUBLISHED']._serialized_start=1918
-  _globals['_PUBLISHED']._serialized_end=2013
-  _globals['_ROLLBACK']._serialized_start=2015
-  _globals['_ROLLBACK']._serialized_end=2111
-  _globals['_INPUTREQUESTED']._serialized_start=2114
-  _globals['_INPUTREQUESTED']._serialized_end=2245
-  _globals['_SIGNALRECEIVED']._serialized_start=2247
-  _globals['_SIGNALRECEIVED']._serialized_end=2332
-  _globals['_RUNWAITING']._serialized_start=2335
-  _globals['_RUNWAITING']._serialized_end=2463
-  _globals['_CHILDSTARTED']._serialized_start=2465
-  _globals['_CHILDSTARTED']._serialized_end=2531
+  _globals['_COMPONENTRETRYING']._serialized_end=1525
+  _globals['_COMPONENTFINISHED']._serialized_start=1528
+  _globals['_COMPONENTFINISHED']._serialized_end=1728
+  _globals['_OUTPUTDELTA']._serialized_start=1730
+  _globals['_OUTPUTDELTA']._serialized_end=1843
+  _globals['_STATUSUPDATED']._serialized_start=1845
+  _globals['_STATUSUPDATED']._serialized_end=1935
+  _globals['_PUBLISHED']._serialized_start=1937
+  _globals['_PUBLISHED']._serialized_end=2032
+  _globals['_ROLLBACK']._serialized_start=2034
+  _globals['_ROLLBACK']._serialized_end=2130
+  _globals['_INPUTREQUESTED']._serialized_start=2133
+  _globals['_INPUTREQUESTED']._serialized_end=2264
+  _globals['_SIGNALRECEIVED']._serialized_start=2266
+  _globals['_SIGNALRECEIVED']._serialized_end=2351
+  _globals['_RUNWAITING']._serialized_start=2354
+  _globals['_RUNWAITING']._serialized_end=2482
+  _globals['_CHILDSTARTED']._serialized_start=2484
+  _globals['_CHILDSTARTED']._serialized_end=2550
 # @@protoc_insertion_point(module_scope)

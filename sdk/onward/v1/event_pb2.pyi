@@ -466,11 +466,16 @@ class ComponentRetrying(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     DELAY_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
+    UNCOUNTED_FIELD_NUMBER: _builtins.int
     try_number: _builtins.int
     """try_number is the try that failed, from 1."""
     fallback: _builtins.bool
     """fallback is true when no further try follows: the component's fallback answers, and error is why the tries failed. The
     fallback runs as a try of the component with the next number.
+    """
+    uncounted: _builtins.bool
+    """uncounted is true when the try does not count among those of its policy: a provider had too many callers, was down, or another
+    one is asked at once.
     """
     @_builtins.property
     def error(self) -> _run_pb2.RunError:
@@ -487,10 +492,11 @@ class ComponentRetrying(_message.Message):
         error: _run_pb2.RunError | None = ...,
         delay: _duration_pb2.Duration | None = ...,
         fallback: _builtins.bool = ...,
+        uncounted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "error", b"error", "fallback", b"fallback", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "error", b"error", "fallback", b"fallback", "try_number", b"try_number", "uncounted", b"uncounted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
