@@ -27,7 +27,7 @@ async def test_an_executor_that_is_killed_in_mid_call_costs_that_call(
         provider.default = Reply(TEXT)
         provider.script(*[Reply(TEXT)] * call, Reply(TEXT, gate=asyncio.Event(), after=3 if call else 0))
         target = Path(__file__).with_name("asking.py")
-        async with running_suite(tmp_path, target=target, executors=1) as suite, suite.client() as client:
+        async with running_suite(tmp_path, target=target, lease_ttl_s=5) as suite, suite.client() as client:
             run = await client.start("writes", {"topic": "tea"})
             await provider.until(lambda provider: len(provider.requests) == call + 1)
             if call in (1, 2):
