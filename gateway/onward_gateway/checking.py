@@ -89,9 +89,10 @@ class Checks:
 
     def duration(self, value: Duration, field: str, *, least_s: float = 0.0, most_s: float = _SECONDS_MAX) -> None:
         """Check a duration that is set."""
-        seconds = value.seconds + value.nanos / 1e9
+        nanos = value.seconds * 1_000_000_000 + value.nanos
         sound = abs(value.nanos) < 1_000_000_000 and value.seconds * value.nanos >= 0
-        self.that(sound and least_s <= seconds <= most_s, field, f"from {least_s:g} s to {most_s:g} s")
+        within = round(least_s * 1e9) <= nanos <= round(most_s * 1e9)
+        self.that(sound and within, field, f"from {least_s:.12g} s to {most_s:.12g} s")
 
     def timestamp(self, value: Timestamp, field: str) -> None:
         """Check a time."""

@@ -86,8 +86,8 @@ def successor(journal: Journal, data: bytes) -> ContinueRun:
         fairness_key=run.fairness_key,
     )
     if run.HasField("deadline"):
-        began = run.schedule_time if run.HasField("schedule_time") else run.create_time
-        start.run_timeout.FromNanoseconds(max(1, run.deadline.ToNanoseconds() - began.ToNanoseconds()))
+        began_ns = max(run.create_time.ToNanoseconds(), run.schedule_time.ToNanoseconds())
+        start.run_timeout.FromNanoseconds(max(1, run.deadline.ToNanoseconds() - began_ns))
     submit = SubmitRunRequest(
         namespace=run.namespace,
         start=start,

@@ -148,5 +148,5 @@ def retry_after_s(error: BaseException) -> float:
         after = headers.get("retry-after") if headers is not None and hasattr(headers, "get") else None
     try:
         return seconds(float(after)) if after is not None else 0.0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0

@@ -30,14 +30,13 @@ from onward.signature import adapter_of, schema_of
 from onward.turns import NEVER
 from onward.v1.event_pb2 import WAIT_KIND_SIGNAL, WAIT_KIND_TIMER, InputRequested, WaitKind
 from onward.v1.run_pb2 import Payload, RunError
+from onward.waits import LAST_S
 
 T = TypeVar("T")
 
 SIGNAL_NAME_BYTES_MAX = 128
 
 PROMPT_CHARS_MAX = 8 * 1024
-
-_LAST_S = datetime.max.replace(tzinfo=UTC).timestamp()
 
 
 async def sleep(duration: Duration = 0, *, until: datetime | None = None) -> None:
@@ -319,9 +318,7 @@ async def wait_as(what: What, instance: Instance) -> Any:
 
 def _due_s(what: What, now_s: float) -> float | None:
     due_s = what.until_s if what.for_s is None or what.until_s is not None else now_s + what.for_s
-    if due_s is not None and due_s > _LAST_S:
-        raise ValueError(f"{what.name} cannot wait beyond the year 9999")
-    return due_s
+    return None if due_s is None else min(max(due_s, 0.0), LAST_S)
 
 
 def _timer(due_s: float | None) -> str:

@@ -38,6 +38,9 @@ NEAR_S = 2.0
 LOOK_S = 5.0
 """Longest time between two looks whether a run rests. Its work may end untold: user code awaits what it likes."""
 
+LAST_S = 253_402_300_799.0
+"""The last second of the year 9999, behind which no time can be told: what would end later ends then."""
+
 TIMER_S = 3_600.0
 """Longest timer in place, after which the clock is looked at: it may have been set."""
 
@@ -328,7 +331,7 @@ class Waits:
     def _wake_s(self) -> float | None:
         times = [wait.due_s for wait in self._open if wait.due_s is not None]
         if (deadline_s := self._journal.first_deadline_s) is not None:
-            times.append(deadline_s)
+            times.append(min(deadline_s, LAST_S))
         return min(times, default=None)
 
     def freeze(self) -> tuple[RunWaiting, float | None]:

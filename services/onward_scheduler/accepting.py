@@ -6,6 +6,7 @@ import time
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.gateway_service_pb2 import ForkRunRequest, Workflow
@@ -18,6 +19,9 @@ from onward_runlog.record import TERMINAL
 from onward_runlog.runs import Runs, new_run_id, state_name
 from onward_scheduler.dispatching import Dispatcher
 from onward_serving.errors import Refused
+
+_LAST_NS = 253_402_300_799 * 1_000_000_000
+"""The last second of the year 9999, in which a Timestamp ends."""
 
 
 class Accepting:
@@ -44,10 +48,11 @@ class Accepting:
             silent: Nobody is told how it ends: it is a notification itself, and would have another one for each.
 
         Raises:
-            Refused: No deployment serves the workflow.
+            Refused: No deployment serves the workflow, or there is no such time as the one at which it is to begin.
             RunLogError: As Runs.submit.
         """
         start = request.start
+        _check_time(start.schedule_time)
         served = await self.served(start.workflow, start.deployment)
         run = Run(
             run_id=start.run_id or new_run_id(request.namespace, start.request_id),
@@ -167,8 +172,21 @@ class Accepting:
         return served
 
 
+def _check_time(time: Timestamp) -> None:
+    # A Gateway does not let it in; an executor in another language may ask for a child at any time.
+    try:
+        time.ToNanoseconds()
+    except ValueError as error:
+        raise Refused(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ErrorReason.ERROR_REASON_REQUEST_INVALID,
+            f"the request is malformed: schedule_time: {error}",
+            violations=[("schedule_time", str(error))],
+        ) from None
+
+
 def _bound(run: Run, timeout: Duration) -> None:
-    """Set a run's deadline, from its start."""
+    """Set a run's deadline, from its start. One that would be later than any time can be told is the last one."""
     if timeout.ToNanoseconds() > 0:
         begin_ns = max(time.time_ns(), run.schedule_time.ToNanoseconds() if run.HasField("schedule_time") else 0)
-        run.deadline.FromNanoseconds(begin_ns + timeout.ToNanoseconds())
+        run.deadline.FromNanoseconds(min(begin_ns + timeout.ToNanoseconds(), _LAST_NS))

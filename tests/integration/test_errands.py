@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from tests.runlog import CANCELLED, QUEUED, SUCCEEDED, a_run, append, ended, log_of
 
 from onward.log import ACCEPTED, ENDED
@@ -77,6 +78,20 @@ async def test_a_start_that_is_done_again_starts_nothing(
     assert (child.run_id, child.parent_run_id, child.depth, child.state) == ("child", "parent", 1, QUEUED)
     [(name, told)] = signals(await log_of(store, parent))
     assert (name, told.HasField("error")) == (ACCEPTED + "child", False)
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(1 << 62, 0), (-(1 << 62), 0), (0, -1)])
+async def test_a_child_at_a_time_that_is_none_is_refused(
+    store: Store, runs: Runs, errands: Errands, parent: Run, seconds: int, nanos: int
+) -> None:
+    """Else the errand would be done again for ever. The SDK asks for no such thing; others may."""
+    await serve(store)
+    errand = start_child()
+    errand.start_child.start.schedule_time.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
+    await errands.do(await asked(store, runs, parent, errand))
+    [(_, told)] = signals(await log_of(store, parent))
+    assert (told.error.reason, told.error.retryable) == ("REQUEST_INVALID", False)
+    assert await runs.children("default", "parent") == []
 
 
 async def test_what_was_refused_stays_refused(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:

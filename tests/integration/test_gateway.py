@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.gateway import Door, Log, bare_redis, begun, client, delta, follow, gateway, refused, serve_workflow
@@ -228,6 +229,49 @@ async def test_a_malformed_request_is_told_with_everything_that_is_wrong(door: D
     failure = await refused(door.stub.StartRun(large))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_LARGE")
     assert failure.metadata == {"limit": str(3 * 1024 * 1024), "size": str(3 * 1024 * 1024 + 1)}
+
+
+LONGEST_S = 315_576_000_000
+END = Timestamp(seconds=253_402_300_799)
+
+
+async def test_the_longest_durations_and_the_last_time_are_taken(door: Door) -> None:
+    """A deadline that would be later than any time that can be told is the last one."""
+    longest, end = Duration(seconds=LONGEST_S), Timestamp(seconds=END.seconds, nanos=999_999_999)
+    for fields in (
+        {"run_timeout": longest},
+        {"run_timeout": longest, "schedule_time": end},
+        {"run_timeout": Duration(nanos=1), "schedule_time": end},
+        {"run_timeout": longest, "schedule_time": Timestamp(seconds=-62_135_596_800)},
+    ):
+        started = await door.stub.StartRun(StartRunRequest(workflow="blog", input=TEA, **fields))
+        run = (await door.stub.GetRun(GetRunRequest(run_id=started.run.run_id))).run
+        assert run.deadline == END, fields
+    start = StartRunRequest(workflow="blog", input=TEA, run_id="waited")
+    await door.stub.StartRun(start)
+    waits = asyncio.ensure_future(door.stub.InvokeWorkflow(InvokeWorkflowRequest(start=start, wait=longest)))
+    await door.stub.GetRun(GetRunRequest(run_id="waited"))
+    await door.stub.CancelRun(CancelRunRequest(run_id="waited"))
+    assert (await waits).run.state == RunState.RUN_STATE_CANCELLED
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(
+            {"run_timeout": Duration(seconds=seconds, nanos=nanos)}
+            for seconds, nanos in [(LONGEST_S, 1), (1 << 62, 0), (-1, 0), (0, 0), (1, -1), (0, 1_000_000_000)]
+        ),
+        *(
+            {"schedule_time": Timestamp(seconds=seconds, nanos=nanos)}
+            for seconds, nanos in [(END.seconds + 1, 0), (1 << 62, 0), (-62_135_596_801, 0), (0, -1)]
+        ),
+    ],
+    ids=lambda fields: " ".join(str(fields).split()),
+)
+async def test_what_is_no_duration_or_no_time_is_refused(door: Door, fields: dict[str, Any]) -> None:
+    failure = await refused(door.stub.StartRun(StartRunRequest(workflow="blog", input=TEA, **fields)))
+    assert (failure.reason, set(failure.violations)) == ("REQUEST_INVALID", set(fields))
 
 
 async def test_the_largest_input_is_taken_and_given_back(door: Door) -> None:

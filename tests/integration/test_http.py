@@ -98,6 +98,17 @@ async def test_a_run_is_started_and_read(http: httpx2.AsyncClient) -> None:
     assert "etag" not in read.headers, "it still changes"
 
 
+async def test_the_longest_time_limit_is_taken(http: httpx2.AsyncClient) -> None:
+    """It ends behind the last time that can be told: then it ends then."""
+    for more in ({}, {"schedule_time": "9999-12-31T23:59:59Z"}):
+        started = await http.post(START, json=TEA, params={"run_timeout_s": "315576000000", **more})
+        assert (started.status_code, started.json()["deadline"]) == (202, "9999-12-31T23:59:59.000000Z")
+    for value in ("315576000000.000000001", "315576000001", "0"):
+        refused = await http.post(START, json=TEA, params={"run_timeout_s": value})
+        [violation] = problem(refused, 400, "REQUEST_INVALID")["violations"]
+        assert violation["description"] == "from 1e-09 s to 315576000000 s"
+
+
 async def test_a_repeat_is_answered_as_the_first_and_says_so(http: httpx2.AsyncClient) -> None:
     for key in ("once", "x" * 65, "ümläut", "with space"):
         headers = {b"idempotency-key": key.encode()}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 import onward
 from onward import component, testing, workflow
+from onward.continuing import successor
 from onward.testing import Result
 from onward.v1.errand_pb2 import ContinueRun, Errand
+from onward.v1.run_pb2 import Run
 
 
 @component
@@ -48,6 +52,20 @@ async def test_it_is_the_same_run_wherever_the_one_before_died() -> None:
     for point in (2, 3, 4, testing.before_end()):
         with testing.crash(point):
             assert following(await testing.run(watch, until=5)).submit == undisturbed.submit
+
+
+@pytest.mark.parametrize(("schedule_s", "begins_s"), [(None, 100), (200, 200), (-62_135_596_800, 100)])
+async def test_the_time_limit_of_the_one_that_follows_is_as_long(schedule_s: int | None, begins_s: int) -> None:
+    """It counts from the moment at which this one could begin: that was not before it was asked for."""
+    journal = SimpleNamespace(
+        secret=b"secret",
+        trace_parent="",
+        waits=SimpleNamespace(untaken=lambda: ({}, 0)),
+        run=Run(workflow="watch", create_time=Timestamp(seconds=100), deadline=Timestamp(seconds=begins_s + 60)),
+    )
+    if schedule_s is not None:
+        journal.run.schedule_time.CopyFrom(Timestamp(seconds=schedule_s))
+    assert successor(cast("Any", journal), b"{}").submit.start.run_timeout.ToTimedelta().total_seconds() == 60
 
 
 async def test_no_handler_is_in_its_way() -> None:

@@ -23,6 +23,7 @@ from onward.durations import Duration, seconds, text
         (2, 2.0),
         (0.25, 0.25),
         (timedelta(minutes=2), 120.0),
+        ("3652500d", 315_576_000_000.0),
     ],
 )
 def test_every_form_is_understood(duration: Duration, expected: float) -> None:
@@ -31,7 +32,11 @@ def test_every_form_is_understood(duration: Duration, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "duration", ["", "2", "2 minutes", "-1s", "1s..2s", "s", "1.s", "1e3s", -1, math.inf, math.nan]
+    "duration",
+    [
+        *("", "2", "2 minutes", "-1s", "1s..2s", "s", "1.s", "1e3s", "3652501d", "9" * 400 + "d"),
+        *(-1, math.inf, math.nan, 10**400, timedelta.max),
+    ],
 )
 def test_what_is_no_duration_is_refused(duration: Duration) -> None:
     """The message repeats what was written."""

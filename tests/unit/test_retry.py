@@ -87,7 +87,14 @@ class HTTPError(Exception):
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(Refused(2.5), 2.5), (HTTPError(), 3.0), (Refused("soon"), 0.0), (Refused(-1), 0.0), (OSError(), 0.0)],
+    [
+        (Refused(2.5), 2.5),
+        (HTTPError(), 3.0),
+        (Refused("soon"), 0.0),
+        (Refused(-1), 0.0),
+        (Refused(10**400), 0.0),
+        (OSError(), 0.0),
+    ],
 )
 def test_an_error_may_ask_for_a_wait(error: Exception, expected: float) -> None:
     """By attribute or by the header of its response; what is no number of seconds asks for nothing."""

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from onward.v1.event_pb2 import (
 )
 from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_QUEUED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run
 from onward.views import fold
-from onward.waits import PACE, Pace, Waits
+from onward.waits import LAST_S, PACE, Pace, Waits
 
 
 @pytest.fixture
@@ -99,6 +99,45 @@ async def test_a_time_can_be_named() -> None:
     assert (result.state, result.attempts) == ("SUCCEEDED", 2)
     assert of_parked(result.events).kinds == [WAIT_KIND_TIMER]
     assert of_parked(result.events).reason.startswith("timer 2")
+
+
+BEYOND = "3652500d"
+"""10,000 years: from now on they end behind the last time that can be told."""
+
+
+@pytest.mark.parametrize("how", ["sleep", "until", "signal", "input", "total"])
+async def test_what_ends_behind_the_last_time_that_can_be_told_ends_then(eager: None, how: str) -> None:
+    """A wait for ever is one, however it was said, and the run parks for it."""
+
+    @component.timeout(total=BEYOND)
+    async def patient() -> None:
+        await onward.signal("go")
+
+    @workflow
+    async def flow() -> None:
+        match how:
+            case "sleep":
+                await onward.sleep(BEYOND)
+            case "until":
+                await onward.sleep(until=datetime.max.replace(tzinfo=UTC))
+            case "signal":
+                await onward.signal("go", timeout=BEYOND)
+            case "input":
+                await onward.request_input("go", int, timeout=BEYOND)
+            case "total":
+                await patient()
+
+    memory = await parked(flow, MemoryRun())
+    assert round(of_parked(memory.events).wake_time.ToNanoseconds() / 1e9) == LAST_S
+
+
+async def test_a_time_before_all_others_has_passed(eager: None) -> None:
+    @workflow
+    async def flow() -> str:
+        await onward.sleep(until=datetime.min.replace(tzinfo=timezone(timedelta(hours=14))))
+        return "on"
+
+    assert await ended(flow, MemoryRun()) == '"on"'
 
 
 async def test_a_time_without_a_zone_is_an_error() -> None:

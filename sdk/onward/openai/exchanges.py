@@ -52,6 +52,9 @@ TAIL_S = 5.0
 DRAIN_S = 0.1
 """How long the end of a response's body may take after that of the answer in it."""
 
+RETRY_AFTER_MAX_S = 31 * 86_400.0
+"""No limit of a provider is for longer than a month, so it asks nobody to wait for longer."""
+
 _DROPPED = frozenset(
     (
         "alt-svc",
@@ -850,11 +853,15 @@ def retry_after_s(error: BaseException) -> float:
         if value is None:
             continue
         try:
-            return max(0.0, float(value) * unit_s)
+            return _bounded(float(value) * unit_s)
         except ValueError:
             pass
         try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError):
+            return _bounded(parsedate_to_datetime(value).timestamp() - time.time())
+        except (TypeError, ValueError, OverflowError):
             pass
     return 0.0
+
+
+def _bounded(after_s: float) -> float:
+    return min(after_s, RETRY_AFTER_MAX_S) if after_s > 0 else 0.0  # NaN is 0, too
