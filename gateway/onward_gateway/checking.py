@@ -328,6 +328,9 @@ def _check_position(checks: Checks, position: Position) -> None:
     checks.that(position.after_offset >= 0, "start.after_offset", "not negative")
     checks.that(position.last >= 0, "start.last", "not negative")
     checks.that(position.on_gap in GapPolicy.values(), "start.on_gap", "GAP_POLICY_FAIL or GAP_POLICY_SKIP")
+    checks.that(
+        position.log_id.isascii() and position.log_id.isprintable(), "start.log_id", "printable ASCII characters"
+    )
     checks.that(len(position.log_id) <= NAME_BYTES_MAX, "start.log_id", f"at most {NAME_BYTES_MAX} characters")
 
 

@@ -219,8 +219,10 @@ class Reader:
             after = run.log.first_offset - 1 if asked is None else asked
             chunk_reply, at_reply = reads[0], reads[1] if asked else []
         hash_there = event_hash(framed(at_reply[0][1][1])) if at_reply else 0
+        if position.log_id and position.log_id != run.log.log_id:
+            raise LogRebuilt(run.log.log_id)
         if asked is not None:
-            _check(run, cursors, asked, hash_there, cursor, position.log_id if at == "after_offset" else "")
+            _check(run, cursors, asked, hash_there, cursor)
         resumed = after
         if asked is not None and asked + 1 < run.log.first_offset:
             if position.on_gap != GapPolicy.GAP_POLICY_SKIP:
@@ -295,8 +297,8 @@ def _run(run_id: str, fields: Sequence[str], record: Sequence[bytes | None], fir
     return run
 
 
-def _check(run: Run, cursors: Cursors, asked: int, hash_there: int, cursor: Cursor | None, log_id: str) -> None:
-    if (cursor and cursor.log != cursors.log) or (log_id and log_id != run.log.log_id):
+def _check(run: Run, cursors: Cursors, asked: int, hash_there: int, cursor: Cursor | None) -> None:
+    if cursor and cursor.log != cursors.log:
         raise LogRebuilt(run.log.log_id)
     if asked > run.log.last_offset:
         raise OffsetAhead(run.log.last_offset)

@@ -105,6 +105,10 @@ async def test_positions_that_cannot_be_read_are_loud(door: Door, store: Store, 
             (f"?after={last + 1}", 416, "OFFSET_AHEAD"),
             ("?after=nonsense", 400, "CURSOR_INVALID"),
             (f"?after={last}&log_id=other", 410, "LOG_REBUILT"),
+            ("?log_id=other", 410, "LOG_REBUILT"),
+            ("?last=1&log_id=other", 410, "LOG_REBUILT"),
+            (f"?after={cursor}&log_id=other", 410, "LOG_REBUILT"),
+            ("?log_id=%C3%97", 400, "REQUEST_INVALID"),
         ]:
             status_code, _, body = await get(door, f"/v1/runs/run/events{query}", headers)
             assert (status_code, json.loads(body)["reason"]) == (code, reason)

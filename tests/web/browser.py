@@ -7,7 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 CHROMIUM = shutil.which("chromium")
 
@@ -25,6 +25,8 @@ _OPTIONS = (
 
 WAIT_MS = 30_000
 """Longer than anything here takes, also on a machine that has other things to do."""
+
+expect.set_options(timeout=WAIT_MS)
 
 
 @contextlib.asynccontextmanager

@@ -143,7 +143,7 @@ function Actions({ following, runId }) {
   const path = following.path;
   const live = !view.done && view.state !== "CANCELLING";
   return html`<span class="actions">
-    ${view.state === "PAUSED" && html`<button type="button" class="main" disabled=${busy} onClick=${() => act("resume", () => ask(`${path}/resume`, { method: "POST", body: {} }))}>Resume</button>`}
+    ${run && (view.state === "PAUSED" || isStranded(run)) && html`<${Resume} run=${run} busy=${busy} onResume=${(build) => act("resume", () => ask(`${path}/resume`, { method: "POST", body: build ? { deployment: build } : {} }))} />`}
     ${
       live &&
       (sure
@@ -155,16 +155,52 @@ function Actions({ following, runId }) {
         : html`<button type="button" onClick=${() => setSure(true)}>Cancel</button>`)
     }
     ${
-      (view.done || view.state === "PAUSED") &&
-      html`<button type="button" disabled=${busy} title="A new run with the results that this one has" onClick=${() => act("fork", async () => fork(path, "", key))}>${view.state === "SUCCEEDED" ? "Run again" : "Retry"}</button>`
+      view.state === "SUCCEEDED" &&
+      html`<button type="button" disabled=${busy} title="A new run with the same input" onClick=${() => act("fork", () => another(`${path}/fork`, {}, key))}>Run again</button>`
+    }
+    ${
+      ["FAILED", "CANCELLED", "PAUSED"].includes(view.state) &&
+      html`<button type="button" disabled=${busy} title="A new run, from where this one failed, with the results that it has" onClick=${() => act("retry", () => another(`${path}/retry`, {}, key))}>Retry</button>`
     }
     ${run && "input" in run && html`<a class="button" href="${workflowPath(run.workflow)}?from=${encodeURIComponent(runId)}">Same input</a>`}
     ${problem && html`<${Trouble} problem=${problem} />`}
   </span>`;
 }
 
-async function fork(path, componentId, key) {
-  const made = await send(`${path}/fork`, componentId ? { component_id: componentId } : {}, { key: key.current });
+/** Whether it stands in line for a build that nobody runs. */
+const isStranded = (run) => run.state === "QUEUED" && Boolean(run.waiting_for);
+
+/** Goes on with a run, on its own build or on another one that serves its workflow. */
+function Resume({ run, busy, onResume }) {
+  const [builds, setBuilds] = useState([]);
+  const [chosen, setChosen] = useState("");
+  useEffect(() => {
+    const left = new AbortController();
+    ask("/v1/workflows", { signal: left.signal }).then(
+      (told) => setBuilds(told.workflows.find((one) => one.name === run.workflow)?.deployments ?? []),
+      () => {}, // Then it is its own build alone.
+    );
+    return () => left.abort();
+  }, [run.run_id, run.state]);
+  const others = builds.filter((build) => build !== run.deployment);
+  const build = isStranded(run) ? chosen || others[0] : chosen;
+  if (isStranded(run) && !build) return null;
+  return html`<span class="resume">
+    <button type="button" class="main" disabled=${busy} onClick=${() => onResume(build)}>${isStranded(run) ? "Move" : "Resume"}</button>
+    ${
+      others.length > 0 &&
+      html`<label class="unseen" for="build">On the build</label>
+        <select id="build" value=${build} onChange=${(event) => setChosen(event.target.value)}>
+          ${!isStranded(run) && html`<option value="">on ${run.deployment}</option>`}
+          ${others.map((other) => html`<option value=${other} key=${other}>on ${other}</option>`)}
+        </select>`
+    }
+  </span>`;
+}
+
+/** Start a run that is made from this one, once, and go to its page. */
+async function another(path, body, key) {
+  const made = await send(path, body, { key: key.current });
   key.current = onceKey();
   go(runPath(made.run_id));
 }
@@ -275,7 +311,7 @@ function OneComponent({ following, component, runId }) {
     <${Statuses} component=${component} />
     ${
       (view.done || view.state === "PAUSED") &&
-      html`<p><button type="button" onClick=${() => fork(following.path, component.id, key).catch(setProblem)}>Run again from here</button> <span class="hint">A new run with all results before this one.</span></p>
+      html`<p><button type="button" onClick=${() => another(`${following.path}/fork`, { component_id: component.id }, key).catch(setProblem)}>Run again from here</button> <span class="hint">A new run with all results before this one.</span></p>
         <${Trouble} problem=${problem} />`
     }
   </div>`;

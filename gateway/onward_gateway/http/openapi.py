@@ -342,7 +342,7 @@ def _path(name: str, schema: Mapping[str, Any], description: str) -> Document:
 _RUN = _path("run_id", _RUN_ID, "The run.")
 _IDEMPOTENCY = _header(
     "Idempotency-Key",
-    {"type": "string", "minLength": 1, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    {"type": "string", "minLength": 1, "pattern": r"^[!-~\x80-\xff]([ -~\x80-\xff]*[!-~\x80-\xff])?$"},
     "A repeat with the same one does nothing, and is answered as the first. A UUID is best.",
 )
 _WAIT = _header("Prefer", {"type": "string", "examples": ["wait=10"]}, "How long to wait, in seconds.")
