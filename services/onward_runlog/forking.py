@@ -9,7 +9,6 @@ the fork's attempts go on counting from there, so that names made from an attemp
 from __future__ import annotations
 
 import re
-import secrets
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,14 +17,11 @@ from onward.log import ASKED
 from onward.v1.event_pb2 import OUTCOME_ERROR, OUTCOME_OK, Event
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys
-from onward_runlog.connection import Argument
 from onward_runlog.errors import ComponentNotFound, LogAtLimit, RunNotFound
 from onward_runlog.record import pairs
+from onward_runlog.staging import Staged, Staging
 from onward_runlog.store import Store
-from onward_runlog.writer import BATCH_BYTES_MAX, BATCH_EVENTS_MAX
-
-STAGED_S = 600.0
-"""How long what was copied is kept for the call that accepts the fork."""
+from onward_runlog.writer import BATCH_EVENTS_MAX
 
 NAMES_MAX = 20
 """Components that are named to who asked for one that is not there."""
@@ -34,23 +30,6 @@ _OF_ATTEMPTS = frozenset({"run_state_changed", "attempt_started", "run_waiting"}
 """Events about the source's own life: the fork has one of its own."""
 
 _BLOB = re.compile(rb"blob:([0-9]+-[0-9]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """What waits in the store for the fork that begins with it.
-
-    Attributes:
-        token: Names it.
-        attempt: The attempt that the fork's own count on from.
-        last_offset: How many events there are.
-        size: Their bytes.
-    """
-
-    token: str
-    attempt: int
-    last_offset: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -218,7 +197,7 @@ async def stage(
     if seen < last:
         raise RunNotFound(source.run_id)
     plan.decide(last)
-    staging = _Staging(store, namespace, run_id)
+    staging = Staging(store, namespace, run_id)
     await staging.add_event(first)
     blobs: set[bytes] = set()
     async for event in _events(store, namespace, source.run_id, last):
@@ -253,59 +232,3 @@ async def _events(store: Store, namespace: str, run_id: str, last: int) -> Async
             event = Event.FromString(fields[1])
             after = event.offset
             yield event
-
-
-class _Staging:
-    """Copies piece by piece: no call holds the server up for long."""
-
-    def __init__(self, store: Store, namespace: str, run_id: str) -> None:
-        self.token = secrets.token_hex(8)
-        self._store = store
-        self._base, self._ref = store.place(namespace, run_id)
-        self._next = 1
-        self._events: list[Argument] = []
-        self._memo: list[Argument] = []
-        self._blobs: list[Argument] = []
-        self._waiting = 0
-        self._size = 0
-
-    async def add_event(self, data: bytes) -> None:
-        await self._room(len(data))
-        self._events.append(data)
-
-    async def add_memo(self, name: bytes, value: bytes) -> None:
-        await self._room(len(value))
-        self._memo += (name, value)
-
-    async def add_blob(self, name: bytes, value: bytes) -> None:
-        await self._room(len(value))
-        self._blobs += (name, value)
-
-    async def done(self) -> tuple[int, int]:
-        """Send what is left, and return how many events there are, and their bytes."""
-        await self._send()
-        return self._next - 1, self._size
-
-    async def _room(self, size: int) -> None:
-        if self._waiting + size > BATCH_BYTES_MAX or len(self._events) + len(self._memo) >= BATCH_EVENTS_MAX:
-            await self._send()
-        self._waiting += size
-
-    async def _send(self) -> None:
-        n = len(self._events)
-        self._size = await self._store.call(
-            "stage",
-            self._base,
-            self._ref,
-            self.token,
-            int(STAGED_S * 1000),
-            self._next,
-            n,
-            *self._events,
-            len(self._memo) // 2,
-            *self._memo,
-            len(self._blobs) // 2,
-            *self._blobs,
-        )
-        self._next += n
-        self._events, self._memo, self._blobs, self._waiting = [], [], [], 0

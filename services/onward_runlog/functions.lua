@@ -182,8 +182,9 @@ end
 
 local function staging(base, ref, token) return base .. ':' .. ref .. ':fork:' .. token end
 
--- stage: ref, token, ttl, first offset, n, n events, m, m pairs of memo name and value, k, k pairs of blob name and value
--- Copies a piece of what a fork begins with to where submit finds it. The log sets the offset; the attempt stays.
+-- stage: ref, token, ttl, first offset, n, n events, m, m pairs of memo name and value, k, k pairs of blob name and value,
+--   s, s pairs of a signal's request_id and its place as `signal` keeps it
+-- Brings a piece of what a run begins with to where submit finds it. The log sets the offset; the attempt stays.
 -- → size of all events so far
 local function stage(keys, argv)
   local prefix, ttl, offset, n = staging(keys[1], argv[1], argv[2]), argv[3], tonumber(argv[4]), tonumber(argv[5])
@@ -207,7 +208,11 @@ local function stage(keys, argv)
     redis.call('SET', prefix .. ':blob:' .. argv[pair], argv[pair + 1], 'PX', ttl)
     redis.call('SADD', prefix .. ':blobs', argv[pair])
   end
-  for _, name in ipairs({ ':log', ':memo', ':blobs', ':size' }) do redis.call('PEXPIRE', prefix .. name, ttl) end
+  at = at + 1 + 2 * tonumber(argv[at])
+  for pair = at + 1, at + 2 * tonumber(argv[at] or 0), 2 do  -- an older Scheduler brings no signals
+    redis.call('HSET', prefix .. ':signals', argv[pair], argv[pair + 1])
+  end
+  for _, name in ipairs({ ':log', ':memo', ':blobs', ':signals', ':size' }) do redis.call('PEXPIRE', prefix .. name, ttl) end
   return tonumber(redis.call('GET', prefix .. ':size') or '0')
 end
 
@@ -217,7 +222,7 @@ local function unstage(base, ref, token)
   local from, to = staging(base, ref, token), base .. ':' .. ref
   local last, size = redis.call('XLEN', from .. ':log'), redis.call('GET', from .. ':size')
   if last == 0 or not size then return nil end
-  local names = { ':log', ':memo', ':blobs' }
+  local names = { ':log', ':memo', ':blobs', ':signals' }
   for _, name in ipairs(redis.call('SMEMBERS', from .. ':blobs')) do names[#names + 1] = ':blob:' .. name end
   for _, name in ipairs(names) do
     if redis.call('EXISTS', from .. name) == 1 then

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from onward_runlog.errors import (
     StoreUnavailable,
     WrongState,
 )
-from onward_runlog.forking import Staged, stage
+from onward_runlog.forking import stage
 from onward_runlog.record import LISTED, pairs, run_from
+from onward_runlog.staging import Staged, Staging, signal_digest
 from onward_runlog.store import Store
 from onward_runlog.writer import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, LOG_BYTES_MAX, LOG_EVENTS_MAX, RETENTION_S
 
@@ -482,14 +483,12 @@ class Runs:
         received = SignalReceived(name=signal.name, value=signal.value, request_id=signal.request_id)
         event = Event(signal_received=received)
         event.create_time.GetCurrentTime()
-        value = signal.value.SerializeToString(deterministic=True)
-        digest = hashlib.blake2b(signal.name.encode() + b"\0" + value, digest_size=16).hexdigest()
         status, *rest = await self._store.call(
             "signal",
             base,
             ref,
             signal.request_id,
-            digest,
+            signal_digest(signal.name, signal.value),
             event.SerializeToString(),
             LOG_EVENTS_MAX,
             LOG_BYTES_MAX,
@@ -536,29 +535,48 @@ class Runs:
         base, ref = self._store.place(namespace, run_id)
         return bool(await self._store.command("HEXISTS", keys.signals(base, ref), request_id))
 
-    async def signals_of(
+    async def stage_signals(
+        self, namespace: str, source: str, run_id: str, offsets: Sequence[int], *, after: int
+    ) -> Staged | None:
+        """Bring a run's signals to where the run will be that it goes on as: they come before all that is sent to that.
+
+        Args:
+            namespace: Of both.
+            source: The run.
+            run_id: What it goes on as.
+            offsets: Where the signals are that nobody had taken up to `after`.
+            after: All that came later go along, too.
+
+        Returns:
+            What its log begins with; None where there are no signals.
+        """
+        staging: Staging | None = None
+        async for event in self._signals(namespace, source, offsets, after=after):
+            if staging is None:
+                staging = Staging(self._store, namespace, run_id)
+                await staging.add_event(_state_event(RunState.RUN_STATE_QUEUED))
+            signal = event.signal_received
+            signal.request_id = signal.request_id or f"{source}.{event.offset}"
+            await staging.add_signal(event)
+        if staging is None:
+            return None
+        last, size = await staging.done()
+        return Staged(staging.token, 0, last, size)
+
+    async def _signals(
         self, namespace: str, run_id: str, offsets: Sequence[int], *, after: int
-    ) -> list[tuple[int, SignalReceived]]:
-        """Return the signals of people and programs that stand at `offsets`, and all after an offset, in order."""
+    ) -> AsyncIterator[Event]:
+        """Yield the signals of people and programs that stand at `offsets`, and all after an offset, in order."""
         base, ref = self._store.place(namespace, run_id)
         log = keys.log(base, ref)
-        found: list[tuple[int, SignalReceived]] = []
-
-        async def read(start: int, end: str, limit: int) -> int:
-            entries = await self._store.command("XRANGE", log, f"{start}-0", end, "COUNT", limit)
-            for _, fields in entries:
-                event = Event.FromString(fields[1])
-                start = event.offset + 1
-                if event.HasField("signal_received") and not event.signal_received.name.startswith(RESERVED):
-                    found.append((event.offset, event.signal_received))
-            return start if len(entries) == limit else 0
-
-        for offset in offsets:
-            await read(offset, f"{offset}-0", 1)
-        following = after + 1
-        while following:
-            following = await read(following, "+", READ_EVENTS)
-        return found
+        pieces = [(f"{offset}-0", f"{offset}-0") for offset in offsets] + [(f"{after + 1}-0", "+")]
+        for start, end in pieces:
+            while entries := await self._store.command("XRANGE", log, start, end, "COUNT", READ_EVENTS):
+                for entry_id, fields in entries:
+                    event = Event.FromString(fields[1])
+                    start = f"({entry_id.decode()}"
+                    if event.HasField("signal_received") and not event.signal_received.name.startswith(RESERVED):
+                        yield event
 
     async def children(self, namespace: str, run_id: str) -> list[Run]:
         """Return the runs that a run has started, without input and output, wherever they are."""

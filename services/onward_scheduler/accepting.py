@@ -14,9 +14,9 @@ from onward.v1.run_pb2 import Run, RunState
 from onward.v1.scheduler_service_pb2 import BranchRunRequest, SubmitRunRequest
 from onward_runlog.deployments import Deployments, Served
 from onward_runlog.errors import ComponentNotFound, WrongState
-from onward_runlog.forking import Staged
 from onward_runlog.record import TERMINAL
 from onward_runlog.runs import Runs, new_run_id, state_name
+from onward_runlog.staging import Staged
 from onward_scheduler.dispatching import Dispatcher
 from onward_serving.errors import Refused
 
@@ -40,11 +40,14 @@ class Accepting:
         self._dispatcher = dispatcher
         self._deployments = deployments
 
-    async def submit(self, request: SubmitRunRequest, *, silent: bool = False) -> tuple[Run, bool]:
+    async def submit(
+        self, request: SubmitRunRequest, *, staged: Staged | None = None, silent: bool = False
+    ) -> tuple[Run, bool]:
         """Accept a run; returns it, and whether an earlier call did.
 
         Args:
             request: What was asked for.
+            staged: What its log begins with, where that is more than its first event.
             silent: Nobody is told how it ends: it is a notification itself, and would have another one for each.
 
         Raises:
@@ -75,7 +78,7 @@ class Accepting:
             run.schedule_time.CopyFrom(start.schedule_time)
         _bound(run, start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout)
         hooks = None if silent else self._hooks(served)
-        return await self._dispatcher.submit(run, trace_parent=request.trace_parent, hooks=hooks)
+        return await self._dispatcher.submit(run, trace_parent=request.trace_parent, staged=staged, hooks=hooks)
 
     async def fork(self, request: BranchRunRequest) -> tuple[Run, bool]:
         """Accept a fork; returns it, and whether an earlier call did.

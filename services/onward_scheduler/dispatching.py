@@ -16,8 +16,8 @@ from onward.v1.gateway_service_pb2 import Workflow
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys, registry
 from onward_runlog.errors import StoreUnavailable
-from onward_runlog.forking import Staged
 from onward_runlog.runs import Holder, Runs, Taken
+from onward_runlog.staging import Staged
 from onward_runlog.store import Store
 from onward_runlog.subscription import messages
 from onward_scheduler.fleet import Fleet, Link

@@ -143,21 +143,11 @@ class Errands:
             before = await self._runs.get(namespace, run_id)
             # The newest build takes it; where none does, the one that it came from: it is accepted in any case.
             start.deployment = (await self._accepting.served_at_best(start.workflow, "", before.deployment)).deployment
-            await self._accepting.submit(submit)
-        await self._unless_orphaned(submit)
-        for offset, signal in await self._runs.signals_of(
-            namespace, run_id, list(following.signals), after=following.through_offset
-        ):
-            request = SignalRunRequest(
-                run_id=start.run_id,
-                name=signal.name,
-                value=signal.value,
-                request_id=signal.request_id or f"{run_id}.{offset}",
+            staged = await self._runs.stage_signals(
+                namespace, run_id, start.run_id, following.signals, after=following.through_offset
             )
-            try:
-                await self._signal(namespace, request)
-            except (WrongState, RequestReused) as error:
-                logger.debug("a signal of run %s is not passed on: %s", run_id, error)
+            await self._accepting.submit(submit, staged=staged)
+        await self._unless_orphaned(submit)
 
     async def _stop(self, parent_run_id: str, stop: StopRunRequest, *, seen_in_vain: bool) -> None:
         run_id = stop.run_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -161,32 +162,74 @@ async def test_who_is_to_be_stopped_and_is_not_there_yet_is_looked_for_again(
     await errands.do(Entry(entry.base, entry.id, gone, tries=9))
 
 
-async def test_a_run_goes_on_once_with_the_signals_that_nobody_took(store: Store, runs: Runs, errands: Errands) -> None:
-    """The record, the closing event and the errand are one step; GetRun says where it goes on."""
+async def going_on(store: Store, runs: Runs, *, signals: int) -> Entry:
+    """Return the errand of a run that goes on, and has taken the first of these signals and no other."""
     await serve(store)
     run, _, _ = await runs.submit(a_run("first", workflow="part"), holder="hand", ttl_s=60)
-    for number in range(4):  # offsets 2 to 5
+    for number in range(signals):  # offsets 2 and on
         value = Payload(data=b"%d" % number, size=1)
-        await runs.signal("default", SignalRunRequest(run_id="first", name="say", value=value))
+        request_id = "named" if number == 1 else ""
+        signal = SignalRunRequest(run_id="first", name="say", value=value, request_id=request_id)
+        await runs.signal("default", signal)
     start = StartRunRequest(workflow="part", run_id="second", input=Payload(data=b'{"n":1}', size=7))
     submit = SubmitRunRequest(start=start, continued_from_run_id="first", first_run_id="first")
-    following = ContinueRun(submit=submit, signals=[3], through_offset=4)
+    following = ContinueRun(submit=submit, signals=[3] if signals > 1 else [], through_offset=4)
     change = RunStateChanged(state=SUCCEEDED, continued_as_run_id="second")
     errand = Errand(continue_run=following).SerializeToString()
     reply = await append(store, run, 1, 1, Event(run_state_changed=change), end=f"{SUCCEEDED} second", outbox=[errand])
     assert (reply.status, reply.state) == ("ok", SUCCEEDED)
-    first = await runs.get("default", "first")
-    assert (first.continued_as_run_id, first.HasField("output")) == ("second", False)
     entries = [entry for base in store.bases() for entry in await runs.take(base, busy_s=60)]
     [entry] = [entry for entry in entries if entry.kind == "errand"]
+    return entry
+
+
+async def said(store: Store, run: Run) -> list[bytes]:
+    received = [event.signal_received for event in await log_of(store, run) if event.HasField("signal_received")]
+    return [signal.value.data for signal in received]
+
+
+async def test_a_run_goes_on_once_with_the_signals_that_nobody_took(store: Store, runs: Runs, errands: Errands) -> None:
+    """The record, the closing event and the errand are one step; GetRun says where it goes on."""
+    entry = await going_on(store, runs, signals=4)
+    first = await runs.get("default", "first")
+    assert (first.continued_as_run_id, first.HasField("output")) == ("second", False)
     with pytest.raises(RunNotFound):
         await runs.get("default", "second")
     await errands.do(entry)
     await errands.do(entry)
     second = await runs.get("default", "second")
     assert (second.continued_from_run_id, second.first_run_id, second.state) == ("first", "first", QUEUED)
-    received = [event.signal_received for event in await log_of(store, second) if event.HasField("signal_received")]
-    assert [signal.value.data for signal in received] == [b"1", b"3"]
+    assert await said(store, second) == [b"1", b"3"]
+    assert [event.offset for event in await log_of(store, second)] == [1, 2, 3] == [1, 2, second.log.last_offset]
+    again = SignalRunRequest(run_id="second", name="say", value=Payload(data=b"1", size=1), request_id="named")
+    assert (await runs.signal("default", again))[:2] == (2, True), "it was sent before, to the first"
+    for key in await store.command("KEYS", "*default/second:*"):
+        assert await store.command("PTTL", key) == -1
+
+
+async def test_what_is_sent_to_a_run_that_goes_on_comes_after_what_was_sent_before(
+    store: Store, runs: Runs, errands: Errands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early: who sends one after the other finds them taken in that order."""
+    entry = await going_on(store, runs, signals=600)  # more than are read at a time
+    submit = Accepting.submit
+
+    async def and_send(self: Accepting, *args: Any, **kwargs: Any) -> Any:
+        accepted = await submit(self, *args, **kwargs)
+        value = Payload(data=b"last", size=4)
+        await runs.signal("default", SignalRunRequest(run_id="second", name="say", value=value))
+        return accepted
+
+    monkeypatch.setattr(Accepting, "submit", and_send)
+    await errands.do(entry)
+    sent = [b"%d" % number for number in (1, *range(3, 600))]
+    assert await said(store, await runs.get("default", "second")) == [*sent, b"last"]
+
+
+async def test_a_run_without_signals_goes_on_without_any(store: Store, runs: Runs, errands: Errands) -> None:
+    await errands.do(await going_on(store, runs, signals=0))
+    second = await runs.get("default", "second")
+    assert (second.log.last_offset, second.state) == (1, QUEUED)
 
 
 async def test_nobody_stops_the_children_of_others(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:
