@@ -327,7 +327,7 @@ class Standing:
         scope: What it has shown.
     """
 
-    __slots__ = ("_call", "began", "counted", "fell_back", "number", "scope", "try_began", "wait_s")
+    __slots__ = ("_call", "_committed", "began", "counted", "fell_back", "number", "scope", "try_began", "wait_s")
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -338,6 +338,7 @@ class Standing:
         self.wait_s = 0.0
         self.fell_back = False
         self.scope: Scope = {}
+        self._committed = True
         record = None if instance is None else instance.record
         if instance is None or record is None or instance.journal.replay is None:
             return
@@ -352,13 +353,22 @@ class Standing:
             self.wait_s = min(max(0.0, record.try_s - now_s), record.delay_s)
 
     async def begin(self) -> Instance | None:
-        """Wait until the next try may begin, and return its instance."""
+        """Wait until the next try may begin, and return its instance.
+
+        Raises:
+            CancelledError: The attempt is over.
+        """
         if self.wait_s:
             await sleep.get()(self.wait_s)
             self.wait_s = 0.0
             self.try_began = time.monotonic()
         if self._call.instance is None:
             return None
+        if not self._committed:
+            # That the last one failed is in the log before this one does anything: a crash gives no try back.
+            await self._call.instance.journal.append()
+            self._committed = True
+            self.try_began = time.monotonic()
         this, self.scope = self._call.instance.new_try(self.number)
         if self._call.flight is not None:
             this.flights = (*this.flights, self._call.flight.key)
@@ -380,6 +390,7 @@ class Standing:
                 reason = "TIMEOUT" if isinstance(error, TryTimeout) else "COMPONENT_FAILED"
             told = run_error(error, reason, instance.id)
             instance.journal.retrying(instance, self.number, told, delay_s, fallback=fallback, uncounted=uncounted)
+            self._committed = False
             instance.journal.rollback(self.scope, ROLLBACK_CAUSE_FALLBACK if fallback else _rollback_cause(error))
             if instance.record is not None and instance.journal.replay is not None:
                 instance.journal.replay.failed_try(instance.record)

@@ -421,6 +421,52 @@ async def test_no_result_is_used_before_it_is_kept() -> None:
     assert memory.state == RUN_STATE_SUCCEEDED
 
 
+@pytest.mark.parametrize("how", ["awaited", "read", "fallback"])
+async def test_no_try_begins_before_the_log_has_that_the_last_one_failed(how: str) -> None:
+    """A crash would give it back, and what is tried twice at most would be done four times."""
+    tried: list[int] = []
+    memory = MemoryRun()
+
+    async def answer() -> AsyncIterator[str]:
+        tried.append(0)
+        yield "instead"
+
+    @component.retry(2, 0)
+    async def pays() -> AsyncIterator[str]:
+        tried.append(len(tried) + 1)
+        if len(tried) == 1:
+            raise ConnectionError
+        yield "done"
+
+    @workflow
+    async def flow() -> str:
+        match how:
+            case "awaited":
+                return await pays()
+            case "read":
+                return "".join([piece async for piece in pays()])
+        return await pays.retry(attempts=1).fallback(answer)()
+
+    attempt = Attempt(
+        flow,
+        run=Run(run_id="r", namespace="n", workflow="flow"),
+        log=memory.begin(),
+        attempt=1,
+        cause=ATTEMPT_CAUSE_STARTED,
+        executor_id="e",
+        deployment="d",
+    )
+    async with asyncio.timeout(15):
+        with memory.offline():
+            task = asyncio.create_task(attempt.run())
+            for _ in range(300):
+                await asyncio.sleep(0)
+            assert tried == [1]
+        await task
+    assert len(tried) == 2
+    assert memory.state == RUN_STATE_SUCCEEDED
+
+
 async def test_what_is_written_grows_with_what_was_done_and_no_faster() -> None:
     """Each result goes out once: nothing is sent again with what comes later."""
 
