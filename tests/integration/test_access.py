@@ -73,7 +73,7 @@ WRITES = {"StartRun", "InvokeWorkflow", "CancelRun", "SignalRun", "ResumeRun", "
 CLOSED = [
     (method, path)
     for method, path in ROUTES
-    if path not in ("/healthz", "/docs", "/docs/{name}") and not path.startswith("/console")
+    if path not in ("/", "/healthz", "/docs", "/docs/{name}") and not path.startswith("/console")
 ]
 """Routes that need a key. The others tell of nobody's runs: pages that are the same for everybody, and health."""
 

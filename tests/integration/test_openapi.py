@@ -20,7 +20,7 @@ from onward_runlog.store import Store
 
 WORKFLOWS = Path(__file__).with_name("described.py")
 
-UNDESCRIBED = {"/openapi.json", "/docs", "/docs/{name}"}
+UNDESCRIBED = {"/", "/openapi.json", "/docs", "/docs/{name}"}
 """Pages, which are no API."""
 
 

@@ -224,6 +224,13 @@ async def test_the_waterfall_is_read_with_the_keyboard(page: Page, client: Clien
     assert await page.evaluate("() => document.activeElement.getAttribute('role')") == "treegrid"
 
 
+async def test_the_bare_address_leads_to_the_console(page: Page) -> None:
+    """Whoever types what the ready line says, sees something."""
+    await page.goto("/")
+    await expect(page).to_have_url(re.compile("/console"))
+    await expect(page.get_by_text("Start a run")).to_be_visible()
+
+
 async def test_a_link_to_an_instance_shows_it(page: Page, client: Client) -> None:
     """The address holds what is shown: sent to somebody else it shows them the same."""
     run = await client.start("retried")

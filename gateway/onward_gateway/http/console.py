@@ -134,6 +134,12 @@ async def give_asset(_: Door, request: Request) -> Response:
     return asset.response(request, {"cache-control": keep})
 
 
+@route("GET", "/")
+async def lead_there(_: Door, request: Request) -> Response:
+    """Show who looks at the door's bare address where there is something to see."""
+    return Response(status_code=307, headers={"location": "/console", "cache-control": "no-store"})
+
+
 @route("GET", "/console")
 @route("GET", "/console/{path:path}")
 async def give_page(_: Door, request: Request) -> Response:

@@ -369,7 +369,7 @@ _START = [
 ]
 _POSITION = [
     _query("after", _TOKEN, "Offset or cursor of the last event that is known already; 0 is the start."),
-    _query("last", {"type": "integer", "minimum": 0, "maximum": 1_000_000}, "Only the newest so many."),
+    _query("last", {"type": "integer", "minimum": 0, "maximum": 999_999_999}, "Only the newest so many."),
     _query("log_id", _NAME, "Fail if the log is not this one any more."),
     _query("on_gap", {"enum": ["fail", "skip"]}, "What to do where events after the position are gone."),
     _query("view", {"enum": ["raw", "settled"]}, "settled leaves out what was rolled back before the read began."),
