@@ -138,9 +138,10 @@ class MemoryRun:
         copy._bytes = sum(map(len, copy._log))
         return copy
 
-    def signal(self, name: str, data: bytes, media_type: str = "") -> None:
+    def signal(self, name: str, data: bytes, media_type: str = "", request_id: str = "") -> None:
         """Send a signal with this JSON; where the run is parked and waits for it, it is to be taken up again."""
-        received = SignalReceived(name=name, value=Payload(data=data, size=len(data), media_type=media_type))
+        value = Payload(data=data, size=len(data), media_type=media_type)
+        received = SignalReceived(name=name, value=value, request_id=request_id)
         self._write_as_other(Event(signal_received=received))
         if self.waiting is not None and name in self.waiting.signals:
             self.wake()

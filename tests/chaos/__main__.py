@@ -56,7 +56,8 @@ async def chaos(seed: int, runs: int, *, folder: Path, say: bool = True, details
                 tally = driver.tally
                 done = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.faults.items()))
                 tell(
-                    f"seed {seed}: {tally.runs} runs, {tally.attempts} attempts, {tally.events:,} events, "
+                    f"seed {seed}: {tally.runs} runs, {tally.children} children, {tally.links} links, "
+                    f"{tally.attempts} attempts, {tally.events:,} events, {tally.hits} from the cache, "
                     f"{tally.faults.total()} faults, {tally.paused} paused, {len(tally.findings)} findings"
                 )
                 for finding in tally.findings[before:]:

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from tests.chaos import workload
 from tests.chaos.__main__ import chaos
+from tests.chaos.driver import of_all_runs, of_cache
 from tests.proxy import proxy_to
 from tests.runlog import a_run
 
 from onward import testing
+from onward.cache import Owner
 from onward.engine import Attempt
+from onward.flights import Flight
+from onward.memory import MemoryCache, MemoryPermits
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, ATTEMPT_CAUSE_STARTED, Event
 from onward.v1.run_pb2 import Payload
 from onward_runlog import keys
@@ -41,6 +45,56 @@ def test_a_seed_is_a_workload_and_its_faults() -> None:
     one, again, other = (workload.script(seed, races=True) for seed in ("7-1", "7-1", "7-2"))
     assert one == again
     assert one != other
+
+
+# Bugs in what runs share
+
+
+def failures_that_are_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flight, "release", lambda self: self.keep(b'"poison"'))
+
+
+def values_that_nobody_made(patch: pytest.MonkeyPatch) -> None:
+    keep = MemoryCache.keep
+
+    def other(self: MemoryCache, key: str, owner: Owner, value: bytes, ttl_s: float) -> None:
+        keep(self, key, owner, b'"{{7+1#00000000}}"', ttl_s)
+
+    patch.setattr(MemoryCache, "keep", other)
+
+
+def permits_for_everybody(patch: pytest.MonkeyPatch) -> None:
+    async def acquire(self: MemoryPermits, name: str, limit: int, holder: str) -> Callable[[], None]:
+        return lambda: None
+
+    patch.setattr(MemoryPermits, "acquire", acquire)
+
+
+SHARING_BUGS: dict[Callable[[pytest.MonkeyPatch], None], str] = {
+    failures_that_are_kept: "done once",
+    values_that_nobody_made: "acknowledged before used",
+    permits_for_everybody: "nothing is unbounded",
+}
+
+
+@pytest.mark.parametrize("bug", [None, *SHARING_BUGS], ids=lambda bug: bug.__name__ if bug else "none")
+async def test_what_is_planted_in_what_runs_share_is_found(
+    bug: Callable[[pytest.MonkeyPatch], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that keeps a failure, or gives what nobody made; and more at once than may be."""
+    if bug is not None:
+        bug(monkeypatch)
+    steps: list[workload.Step] = [["map", [["pause", 1]]], ["shared", "7+1"], ["unkept", "7+1"]]
+    steps.append(["keyed", [["parallel", [["scarce"]], [["scarce"]]]]])
+    with workload.keeping(tmp_path), testing.one_cache(), testing.no_replay():
+        results = [await testing.run(workload.scripted, steps) for _ in range(2)]
+        made = workload.all_made()
+        found = [*of_all_runs(), *(each for result in results for each in of_cache("r", result.events, made))]
+        assert sum(event.component_finished.cached for event in results[1].events) >= 1
+    if bug is None:
+        assert not found, [str(one) for one in found]
+    else:
+        assert SHARING_BUGS[bug] in {one.invariant for one in found}, [str(one) for one in found]
 
 
 _FINISHED = b"\x08\x01\x12"
@@ -98,7 +152,7 @@ async def _haunted(url: str) -> list[Event]:
     """Return the log of a run whose first attempt goes on after it was replaced, as replies to the second are lost."""
     steps = [["call", [["status", "a"], ["pause", 20]]], ["stream", [["pause", 20]] * 3], ["thread"], ["thread"]]
     run = a_run("haunted", data=b"", workflow="scripted")
-    data = workload.scripted.signature.dump_input({"run": "haunted", "steps": steps})
+    data = workload.scripted.signature.dump_input({"steps": steps})
     assert data is not None
     run.input.CopyFrom(Payload(data=data, size=len(data)))
     async with proxy_to(url) as proxy, open_store(url) as one, open_store(proxy.url) as other:

@@ -14,7 +14,19 @@ from onward.engine import Attempt
 from onward.journal import Journal
 from onward.past import Past, Trail
 from onward.testing import Effect, Seen
-from onward.v1.event_pb2 import OUTCOME_OK, ComponentFinished, Event, OutputDelta, RunStateChanged, StatusUpdated
+from onward.v1.event_pb2 import (
+    OUTCOME_ERROR,
+    OUTCOME_OK,
+    AttemptStarted,
+    ComponentFinished,
+    ComponentRetrying,
+    ComponentStarted,
+    Event,
+    OutputDelta,
+    RunStateChanged,
+    SignalReceived,
+    StatusUpdated,
+)
 from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_FAILED, RUN_STATE_QUEUED, RUN_STATE_SUCCEEDED, Payload, Run
 
 MARKS = r"<\w+(#\d+)>"
@@ -210,6 +222,15 @@ def another_word(events: list[Event]) -> list[Event]:
     return [*events[:place], changed, *events[place + 1 :]]
 
 
+def kept_failure(events: list[Event]) -> list[Event]:
+    """The cache had an error."""
+    place = at(events, "component_finished")
+    changed = a_copy(events[place])
+    changed.component_finished.outcome = OUTCOME_ERROR
+    changed.component_finished.cached = True
+    return [*events[:place], changed, *events[place + 1 :]]
+
+
 PLANTED: dict[Callable[[list[Event]], list[Event]], str] = {
     hole: "dense offsets",
     twice: "dense offsets",
@@ -223,6 +244,7 @@ PLANTED: dict[Callable[[list[Event]], list[Event]], str] = {
     used_early: "acknowledged before used",
     no_rollback: "one view",
     another_word: "one view",
+    kept_failure: "done once",
 }
 
 
@@ -290,6 +312,43 @@ async def test_what_was_done_too_often_or_not_at_all_is_found() -> None:
     assert found(events, **given) == {"done once"}
     given["effects"] = [*effects, Effect("say", "said", ["<tea#99>"])]
     assert found(events, **given) == {"acknowledged before used"}
+
+
+def with_signals(*taken: tuple[str, int], failed_after: int = 99) -> list[Event]:
+    """The log of a run that was sent a signal, at offset 3, and whose waits took what stands at these offsets."""
+    events = [
+        Event(run_state_changed=RunStateChanged(state=RUN_STATE_QUEUED)),
+        Event(attempt=1, attempt_started=AttemptStarted()),
+        Event(signal_received=SignalReceived(name="go")),
+        Event(attempt=1, component_id="above", component_started=ComponentStarted(name="above")),
+    ]
+    for number, (wait, offset) in enumerate(taken):
+        started = ComponentStarted(name="onward.signal", parent_id="above")
+        finished = ComponentFinished(outcome=OUTCOME_OK, signal_offset=offset)
+        events.append(Event(attempt=1, component_id=wait, component_started=started))
+        events.append(Event(attempt=1, component_id=wait, component_finished=finished))
+        if number == failed_after:
+            events.append(Event(attempt=1, component_id="above", component_retrying=ComponentRetrying(try_number=1)))
+    return renumbered(events)
+
+
+async def test_a_signal_that_is_taken_twice_or_is_not_there_is_found() -> None:
+    """What a failed try had taken is there again."""
+    assert found(with_signals(("one", 3))) == set()
+    assert found(with_signals(("one", 3), ("two", 3))) == {"done once"}
+    assert found(with_signals(("one", 3), ("two", 3), failed_after=0)) == set()
+    assert found(with_signals(("one", 2))) == {"acknowledged before used"}
+
+
+async def test_what_a_run_was_started_with_may_be_used() -> None:
+    """And what it was sent."""
+    events, _, _ = await tell()
+    events[at(events, "status_updated")].status_updated.message = "of <given#1>"
+    assert found(events, marks=MARKS) == {"acknowledged before used"}
+    record = record_of(events, input=Payload(data=b'{"topic":"<given#1>"}'))
+    assert found(events, marks=MARKS, record=record) == set()
+    signal = Event(signal_received=SignalReceived(name="given", value=Payload(data=b'"<given#1>"')))
+    assert found(renumbered([events[0], signal, *events[1:]]), marks=MARKS) == set()
 
 
 async def test_a_cancellation_that_nobody_asked_for_is_found() -> None:

@@ -35,6 +35,8 @@ from onward.testing.points import after_finish as after_finish
 from onward.testing.points import after_start as after_start
 from onward.testing.points import after_text as after_text
 from onward.testing.points import before_end as before_end
+from onward.testing.relatives import Relative as Relative
+from onward.testing.relatives import check_relatives as check_relatives
 from onward.testing.running import NotRepeatable as NotRepeatable
 from onward.testing.running import Result as Result
 from onward.testing.running import WaitsForEver as WaitsForEver
@@ -54,6 +56,7 @@ __all__ = [
     "NotRepeatable",
     "Point",
     "PointNotReached",
+    "Relative",
     "Result",
     "Seen",
     "WaitsForEver",
@@ -62,6 +65,7 @@ __all__ = [
     "after_text",
     "before_end",
     "check",
+    "check_relatives",
     "crash",
     "no_backoff",
     "no_replay",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ParamSpec, TypeVar
 
 from onward.testing.checking import Finding, check
+from onward.testing.relatives import Relative, check_relatives
 from onward.testing.running import Result, crash, no_replay, run
 from onward.workflows import Workflow
 
@@ -65,11 +66,21 @@ class Chaos:
                 places = self._places(Random(f"{self.seed}/{number}"), len(calm.events))
                 with crash(*places):
                     result = await run(workflow, *args, **kwargs)
-                reference = calm.view if self.alike else None
-                if found := check(result.events, reference=reference, cancelled=False):
+                if found := self._check(result, calm if self.alike else None):
                     raise Broken(workflow.name, found, places)
                 results.append(result)
         return results
+
+    def _check(self, result: Result[Any], calm: Result[Any] | None) -> list[Finding]:
+        found = check(
+            result.events, record=result.record, reference=None if calm is None else calm.view, cancelled=False
+        )
+        family = [result, *_descendants(result)]
+        for one in family[1:]:
+            found += check(one.events, run_id=one.record.run_id, record=one.record)
+        if result.continued_with is not None:
+            family = family[1:]  # What it goes on as is not run.
+        return found + check_relatives(Relative(one.events, one.record) for one in family)
 
     def _places(self, chance: Random, length: int) -> tuple[int, ...]:
         """Return where executors die. What an attempt adds may be as long as the first one's log, or short."""
@@ -78,3 +89,9 @@ class Chaos:
             last = places[-1] if places else 1
             places.append(last + chance.randint(1, max(2, length if not places else length // 2)))
         return tuple(places)
+
+
+def _descendants(result: Result[Any]) -> Iterator[Result[Any]]:
+    for child in result.children:
+        yield child
+        yield from _descendants(child)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onward.log import EVENT_BYTES_MAX
+from onward.log import EVENT_BYTES_MAX, RESERVED
 from onward.payload import decode
 from onward.v1.event_pb2 import OUTCOME_CANCELLED, OUTCOME_ERROR, OUTCOME_OK, Event
 from onward.v1.run_pb2 import (
@@ -24,6 +24,7 @@ from onward.v1.run_pb2 import (
     RUN_STATE_PAUSED,
     RUN_STATE_QUEUED,
     RUN_STATE_SUCCEEDED,
+    Payload,
     Run,
     RunState,
 )
@@ -142,17 +143,19 @@ def check(
         effects: All that the components of this run noted to have done. Only where every component's body notes one
             thing, as the first that it does, and has an argument that no other call of that component has.
         marks: A regular expression. A string that matches it in a result was made by that component and by nobody
-            before it: wherever else it appears comes later. What differs between two runs in a mark is its group 1.
+            before it: wherever else it appears comes later, but in what the run was started with or was sent. What
+            differs between two runs in a mark is its group 1.
         cancelled: Whether anybody asked for its cancellation; None where that is not known.
     """
     checks = _Checks(events, marks)
     checks.offsets()
     checks.attempts()
     checks.components()
+    checks.signals()
     checks.end(record)
     checks.sizes()
     if marks is not None:
-        checks.acknowledged()
+        checks.acknowledged(record)
     if effects is not None:
         checks.done(list(effects), record)
     if cancelled is False and checks.state in (RUN_STATE_CANCELLING, RUN_STATE_CANCELLED):
@@ -178,15 +181,17 @@ def settle(events: Sequence[Event]) -> list[Event]:
 
 
 def shown(view: View, marks: str | None = None) -> dict[str, Any]:
-    """Return what a user sees of a run, without what differs from run to run: offsets, times, attempts and tries.
+    """Return what a user sees of a run, without what differs from run to run: offsets, times, attempts, tries and runs.
 
     Args:
         view: The run.
         marks: As in `check`.
     """
+    places = _places(view)
+    error = view.error
     everything: dict[str, Any] = {
         "state": view.state,
-        "error": view.error and (view.error.reason, view.error.message, view.error.type, view.error.component_id),
+        "error": error and (error.reason, error.message, error.type, places.get(error.component_id)),
         "output": view.output,
         "text": view.text,
         "items": view.body.items,
@@ -194,7 +199,7 @@ def shown(view: View, marks: str | None = None) -> dict[str, Any]:
         "events": view.events,
         "states": view.states,
         "components": {
-            one.id: {
+            places[one.id]: {
                 "name": one.name,
                 "parent": one.parent_id,
                 "state": one.state,
@@ -211,6 +216,16 @@ def shown(view: View, marks: str | None = None) -> dict[str, Any]:
         pattern = re.compile(marks)
         everything = {name: _without(value, pattern) for name, value in everything.items()}
     return everything
+
+
+def _places(view: View) -> dict[str, str]:
+    """Return what each instance is called. What is about a child is named by the child, and so by who started it."""
+    started = {child.run_id: child.component_id for child in view.child_runs}
+    places = {"": ""}
+    for one in view.components.values():
+        child = one.input.get("run_id") if one.name == "onward.child" and isinstance(one.input, dict) else None
+        places[one.id] = f"{one.parent_id} waits for {started[child]}" if child in started else one.id
+    return places
 
 
 class _Checks:
@@ -291,6 +306,8 @@ class _Checks:
                     one.results += outcome == OUTCOME_OK and not event.component_finished.cached
                     if outcome not in (OUTCOME_OK, OUTCOME_ERROR, OUTCOME_CANCELLED):
                         self.say("done once", f"{one.name} ends at {offset} without an outcome")
+                    if event.component_finished.cached and outcome != OUTCOME_OK:
+                        self.say("done once", f"{one.name} has no result at {offset}, and that from the cache")
                 case "output_delta" | "status_updated" | "published" if one is not None and one.finished:
                     self.say("done once", f"{one.name} shows something at {offset}, after it had ended")
 
@@ -319,6 +336,30 @@ class _Checks:
                 self.instances[child].finished = False
                 self.instances[child].started_in = 0
 
+    def signals(self) -> None:
+        """A wait takes a signal that is there, and of people's and programs' each is taken once."""
+        sent: dict[int, str] = {}
+        taken: dict[int, str] = {}
+        for event in self.events:
+            at = event.component_finished.signal_offset
+            if event.HasField("signal_received"):
+                sent[event.offset] = event.signal_received.name
+            elif event.HasField("component_retrying"):
+                taken = {offset: by for offset, by in taken.items() if not self._is_below(by, event.component_id)}
+            elif at and at not in sent:
+                self.say("acknowledged before used", f"a wait took a signal at {event.offset}, and at {at} is none")
+            elif (
+                at
+                and not sent[at].startswith(RESERVED)
+                and taken.setdefault(at, event.component_id) != event.component_id
+            ):
+                self.say("done once", f"signal {sent[at]} of offset {at} was taken again at {event.offset}")
+
+    def _is_below(self, component_id: str, above: str) -> bool:
+        while component_id and component_id != above:
+            component_id = self._parents.get(component_id, "")
+        return component_id == above
+
     def end(self, record: Run | None) -> None:
         """One end, which nothing follows, and the record says the same."""
         ends = [event for event in self.events if event.run_state_changed.state in TERMINAL]
@@ -344,7 +385,8 @@ class _Checks:
             self.say("one end", f"{last} and the record says {record.log.last_offset}")
         if record.attempt < max(event.attempt for event in self.events):
             self.say("one writer", f"the record says attempt {record.attempt}, and a later one is in the log")
-        if (changed.state == RUN_STATE_SUCCEEDED) != changed.HasField("output"):
+        gives = changed.HasField("output") + bool(changed.continued_as_run_id)
+        if gives != (changed.state == RUN_STATE_SUCCEEDED):
             self.say("one end", f"the run ended {_name(changed.state)}, and its output is {changed.output}")
 
     def sizes(self) -> None:
@@ -354,12 +396,14 @@ class _Checks:
 
     # What was used, and what was done
 
-    def acknowledged(self) -> None:
-        """A mark is in the log as a result before it is anything else."""
+    def acknowledged(self, record: Run | None) -> None:
+        """A mark is in the log as a result, or came from elsewhere, before it is anything else."""
+        if record is not None:
+            self.made.update(dict.fromkeys(self._marks_in(record.input), 0))
         for event in self.events:
             kind = event.WhichOneof("kind")
             for mark in self._marks_in(event):
-                if kind in ("component_finished", "output_delta"):
+                if kind in ("component_finished", "output_delta", "signal_received"):
                     self.made.setdefault(mark, event.offset)
                 elif mark not in self.made and kind != "component_retrying":
                     what = f"offset {event.offset} ({kind}) has {mark}, which no result before it holds"
@@ -393,10 +437,10 @@ class _Checks:
                     what = f"{effect.component}({effect.argument!r}) worked with {mark}, which is in no result"
                     self.say("acknowledged before used", what)
 
-    def _marks_in(self, event: Event) -> Iterator[str]:
+    def _marks_in(self, message: Event | Payload) -> Iterator[str]:
         assert self.marks is not None
         # Text in protobuf is as it is, and JSON does not escape what a mark is made of.
-        text = event.SerializeToString().decode(errors="replace")
+        text = message.SerializeToString().decode(errors="replace")
         yield from dict.fromkeys(found.group() for found in self.marks.finditer(text))
 
     # What was seen

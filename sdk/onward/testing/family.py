@@ -49,6 +49,19 @@ class Member:
         """Whether an attempt of it is to begin."""
         return not self.memory.ended and self.memory.state != RUN_STATE_WAITING
 
+    def record(self) -> Run:
+        """Return what GetRun returns of it."""
+        changed = self.memory.events[-1].run_state_changed
+        record = Run(state=self.memory.state, attempt=self.memory.attempt)
+        record.MergeFrom(self.run)
+        record.continued_as_run_id = changed.continued_as_run_id
+        if changed.HasField("output"):
+            record.output.CopyFrom(changed.output)
+        if changed.HasField("error"):
+            record.error.CopyFrom(changed.error)
+        record.log.last_offset = self.memory.last_offset
+        return record
+
     def next_cause(self) -> AttemptCause.ValueType:
         """Return why an attempt begins now."""
         if self.memory.state == RUN_STATE_CANCELLING:
@@ -115,7 +128,8 @@ class Family:
                         event.offset > errand.continue_run.through_offset and event.HasField("signal_received")
                     ):
                         signal = event.signal_received
-                        successor.memory.signal(signal.name, signal.value.data, signal.value.media_type)
+                        request_id = signal.request_id or f"{member.run.run_id}.{event.offset}"
+                        successor.memory.signal(signal.name, signal.value.data, signal.value.media_type, request_id)
 
     def _start(self, parent: Member, submit: SubmitRunRequest) -> None:
         workflow = self._workflows.get(submit.start.workflow)

@@ -80,6 +80,7 @@ class Result(Generic[T]):
     """A run that has ended.
 
     Attributes:
+        record: The run, as GetRun returns it.
         events: Its log.
         view: What a user of the run sees: the log, folded.
         attempts: How many executors it took.
@@ -89,7 +90,8 @@ class Result(Generic[T]):
 
     children: list[Result[Any]]
 
-    def __init__(self, workflow: Workflow[..., Any, Any], run: MemoryRun) -> None:
+    def __init__(self, workflow: Workflow[..., Any, Any], record: Run, run: MemoryRun) -> None:
+        self.record = record
         self.events: list[Event] = run.events
         self.view: View = fold(self.events)
         self.attempts = run.attempt
@@ -212,7 +214,7 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
 
 
 def _result(family: Family, member: Member) -> Result[Any]:
-    result: Result[Any] = Result(member.workflow, member.memory)
+    result: Result[Any] = Result(member.workflow, member.record(), member.memory)
     result.children = [
         _result(family, each) for each in family.members.values() if each.run.parent_run_id == member.run.run_id
     ]
