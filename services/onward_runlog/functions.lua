@@ -297,13 +297,17 @@ local function claim(keys, argv)
   local taken = {}
   if n < 1 then return taken end
   for _, ref in ipairs(redis.call('ZRANGE', queue, 0, n - 1)) do
-    local run = redis.call('HMGET', base .. ':' .. ref .. ':run', 'priority', 'fairness')
-    local place = dequeue(base, name, ref, run[1], run[2])
-    if place > 0 and redis.call('EXISTS', queue) == 1 then
-      redis.call('HSET', fair, 'served/' .. run[1], int(place))
+    local run = load(base .. ':' .. ref .. ':run', 'priority', 'fairness')
+    if run then
+      local place = dequeue(base, name, ref, run[1], run[2])
+      if place > 0 and redis.call('EXISTS', queue) == 1 then
+        redis.call('HSET', fair, 'served/' .. run[1], int(place))
+      end
+      give(base, ref, holder, ttl, alone)
+      taken[#taken + 1] = { ref, dispatch(base, ref) }
+    else
+      dequeue(base, name, ref, '', '')  -- Somebody deleted it by hand.
     end
-    give(base, ref, holder, ttl, alone)
-    taken[#taken + 1] = { ref, dispatch(base, ref) }
   end
   return taken
 end

@@ -161,7 +161,9 @@ class Dispatcher:
                     else:
                         await self._claim(queue)
                 except StoreUnavailable as error:
-                    logger.warning("cannot claim runs: %s", error)
+                    logger.warning("cannot claim runs: %s", error)  # the next sweep names the queue again
+                except Exception:
+                    logger.exception("cannot claim runs")
 
     async def _claim(self, deployment: str) -> None:
         """Claim in rounds over the partitions, so that priority and fairness are near over all of them."""
@@ -195,7 +197,6 @@ class Dispatcher:
             taken = await self._runs.claim(base, queue, holder=link.executor_id, ttl_s=self._lease_ttl_s, limit=1)
         except BaseException:
             link.offered -= 1
-            self.note_queued(base, queue)
             raise
         if taken:
             link.executor.alone = taken[0].alone

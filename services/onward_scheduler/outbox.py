@@ -101,6 +101,8 @@ class Outbox:
                     await asyncio.gather(*(self._empty(base) for base in bases))
                 except StoreUnavailable as error:
                     logger.debug("the outbox waits for the store: %s", error)
+                except Exception:
+                    logger.exception("the outbox cannot be read")
         finally:
             doing = list(self._doing)
             for task in doing:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable
 
 from onward.v1.run_pb2 import Run
 from onward_runlog import registry
@@ -53,6 +54,9 @@ class Sweeper:
                 pause_s = await self._sweep()
             except StoreUnavailable:
                 pause_s = SWEEP_S
+            except Exception:
+                logger.exception("a sweep failed")
+                pause_s = SWEEP_S
             await asyncio.sleep(pause_s)
 
     async def _sweep(self) -> float:
@@ -65,14 +69,15 @@ class Sweeper:
         pause_s = min(SWEEP_S, self._lease_ttl_s / 4) * random.uniform(0.8, 1.0)
         self._dispatcher.note_alone({queue for partition in swept.values() for queue in partition.queued})
         for base, partition in swept.items():
+            decided = True
             if now >= self._judge_from:
                 for lease in partition.expired:
-                    await self._expire(lease)
+                    decided &= await _alone(self._expire(lease), lease.run_id)
             for namespace, run_id in partition.passed:
-                await self._expel(namespace, run_id)
+                decided &= await _alone(self._expel(namespace, run_id), run_id)
             for queue in partition.queued:
                 self._dispatcher.note_queued(base, queue)
-            if partition.next_timer_s is not None:
+            if decided and partition.next_timer_s is not None:
                 pause_s = min(pause_s, max(SWEEP_MIN_S, partition.next_timer_s))
         executors = await registry.executors(self._store)
         for executor in executors:
@@ -97,3 +102,17 @@ class Sweeper:
         if holder is not None:
             logger.info("run %s has reached its timeout", run_id)
             self._dispatcher.cancel(Run(namespace=namespace, run_id=run_id), holder)
+
+
+async def _alone(decision: Awaitable[None], run_id: str) -> bool:
+    """Decide on a run, and tell whether that went well. One that is broken, since somebody else wrote to its log, is in
+    no other's way.
+    """
+    try:
+        await decision
+    except StoreUnavailable:
+        raise
+    except Exception:
+        logger.exception("run %s cannot be taken back or ended", run_id)
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""A Scheduler among what goes wrong around it: a run that is broken, a store that is full, executors that are odd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from redis.asyncio import Redis
+from tests.runlog import QUEUED, a_run, append, eventually, record_of, status
+
+from onward.v1.executor_service_pb2 import (
+    CancelRequest,
+    CancelResponse,
+    DrainRequest,
+    DrainResponse,
+    ExecuteRequest,
+    ExecuteResponse,
+    Executor,
+    NotifyRequest,
+    NotifyResponse,
+    WatchRequest,
+    WatchResponse,
+)
+from onward.v1.executor_service_pb2_grpc import ExecutorServiceServicer, add_ExecutorServiceServicer_to_server
+from onward.v1.run_pb2 import Run
+from onward_runlog import keys
+from onward_runlog.runs import Runs
+from onward_runlog.store import Store
+from onward_scheduler import app
+from onward_scheduler.dispatching import Dispatcher
+from onward_scheduler.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("one_partition")
+
+BASE = keys.base(0)
+
+
+class Hand(ExecutorServiceServicer):
+    """An executor that takes what it is given and does nothing with it."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.watched = 0
+        self.me = Executor(executor_id="hand", deployment="build", slots=10)
+
+    async def Execute(self, request: ExecuteRequest, context: Any) -> ExecuteResponse:
+        self.taken.append(request.run.run_id)
+        return ExecuteResponse(running=len(self.taken))
+
+    async def Cancel(self, request: CancelRequest, context: Any) -> CancelResponse:
+        return CancelResponse()
+
+    async def Notify(self, request: NotifyRequest, context: Any) -> NotifyResponse:
+        return NotifyResponse()
+
+    async def Drain(self, request: DrainRequest, context: Any) -> DrainResponse:
+        return DrainResponse()
+
+    async def Watch(self, request: WatchRequest, context: Any) -> AsyncIterator[WatchResponse]:
+        self.watched += 1
+        yield WatchResponse(executor=self.me)
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def serving(hand: Hand) -> AsyncIterator[Executor]:
+    server = grpc.aio.server()
+    add_ExecutorServiceServicer_to_server(hand, server)
+    hand.me.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield hand.me
+    finally:
+        await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def dispatching(store: Store, runs: Runs, executor: Executor) -> AsyncIterator[Dispatcher]:
+    """A Dispatcher that knows of an executor with room."""
+    async with Dispatcher(store, runs, lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher:
+        dispatcher.fleet.meet(executor)
+
+        async def there() -> bool:
+            link = dispatcher.fleet.link(executor.executor_id)
+            return link is not None and link.present
+
+        await eventually(there)
+        yield dispatcher
+
+
+@contextlib.asynccontextmanager
+async def full(store: Store) -> AsyncIterator[None]:
+    """The store is out of memory."""
+    await store.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        yield
+    finally:
+        await store.command("CONFIG", "SET", "maxmemory", "0")
+
+
+async def break_log(store: Store, run: Run) -> None:
+    """Somebody else writes to a log: it takes no further event."""
+    base, ref = store.place(run.namespace, run.run_id)
+    await store.command("XADD", keys.log(base, ref), "99-0", "e", b"")
+
+
+async def test_a_run_that_is_broken_is_in_nobodys_way(redis_url: str, store: Store, runs: Runs) -> None:
+    """It can be neither taken back nor ended; the others are, by the same sweeps."""
+    for name in ("broken", "late", "sound"):
+        run, _, _ = await runs.submit(a_run(name), holder="gone", ttl_s=0.001)
+        await append(store, run, 1, 1, status())
+        if name != "sound":
+            await break_log(store, run)
+    _, ref = store.place("default", "late")
+    await store.command("HSET", keys.run(BASE, ref), "deadline", 1)
+    await store.command("ZADD", f"{BASE}:timers", 1, f"d:{ref}")
+
+    async def taken_back() -> bool:
+        return int((await record_of(store, a_run("sound")))["state"]) == QUEUED
+
+    async with app.opened(Settings(redis_url=redis_url, listen="127.0.0.1:0", lease_ttl_s=0.1)):
+        await eventually(taken_back)
+        await runs.submit(a_run("later"), holder="gone", ttl_s=0.001)
+
+        async def queued() -> bool:
+            return (await record_of(store, a_run("later")))["holder"] == b""
+
+        await eventually(queued)
+
+
+async def test_a_run_whose_record_is_gone_is_in_nobodys_way(store: Store, runs: Runs) -> None:
+    """Somebody deleted its keys by hand; who waits behind it is claimed."""
+    for name in ("gone", "here"):
+        await runs.submit(a_run(name))
+    _, ref = store.place("default", "gone")
+    async with Redis.from_url(store.url) as redis:
+        await redis.delete(keys.run(BASE, ref))
+    taken = await runs.claim(BASE, "build", holder="hand", ttl_s=60, limit=2)
+    assert [each.run.run_id for each in taken] == ["here"]
+    assert (await runs.sweep())[BASE].queued == {}
+
+
+async def test_a_full_store_is_not_asked_again_and_again(
+    store: Store, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits in it is left to the next sweep."""
+    hand = Hand()
+    await runs.submit(a_run())
+    async with serving(hand) as executor, dispatching(store, runs, executor) as dispatcher:
+
+        def warned() -> int:
+            return sum("cannot claim" in record.message for record in caplog.records)
+
+        async def is_warned() -> bool:
+            return warned() > 0
+
+        with caplog.at_level(logging.WARNING):
+            async with full(store):
+                dispatcher.note_queued(BASE, "build")
+                await eventually(is_warned)
+                for _ in range(50):
+                    await store.command("PING")
+                assert warned() == 1
+        dispatcher.note_queued(BASE, "build")
+
+        async def is_taken() -> bool:
+            return hand.taken == ["run"]
+
+        await eventually(is_taken)
