@@ -38,7 +38,7 @@ stand_ins() {
     rm -rf "$work/root"
   fi
   say "wheels for its Python"
-  python3 -c 'import tomllib; t = tomllib.load(open("pyproject.toml", "rb")); print(*t["project"]["dependencies"], *t["build-system"]["requires"], sep="\n")' >"$work/requirements.txt"
+  python3 -c 'import tomllib; t = tomllib.load(open("pyproject.toml", "rb")); p = t["project"]; print(*p["dependencies"], *p["optional-dependencies"]["examples"], *t["build-system"]["requires"], sep="\n")' >"$work/requirements.txt"
   docker run --rm --network host -v "$work:/work" -e PIP_INDEX_URL -e PIP_ROOT_USER_ACTION=ignore -e PIP_CERT=/work/ca.crt \
     -v /etc/ssl/certs/ca-certificates.crt:/work/ca.crt:ro "$PYTHON_IMAGE" \
     pip download --quiet --dest /work/src/services/deploy/wheels -r /work/requirements.txt
@@ -92,6 +92,10 @@ git ls-files -z --cached --others --exclude-standard | xargs -0 ls -d 2>/dev/nul
 say "building and starting, with $($COMPOSE version --short)"
 up --build
 say "image: $(docker image inspect -f '{{.Size}}' "$ONWARD_IMAGE" | numfmt --to=iec)"
+
+say "every example is served"
+onward workflows >"$work/workflows"
+for workflow in blog_post hello onboard report; do grep -qw "$workflow" "$work/workflows" || fail "no $workflow: $(cat "$work/workflows")"; done
 
 say "a blog post"
 onward start blog_post topic=tea --follow --output json >"$work/post"

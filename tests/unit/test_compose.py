@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,31 @@ def test_only_this_machine_reaches_what_is_published() -> None:
     published = re.findall(r"^      - (\S+):\d+$", service("gateway"), re.MULTILINE)
     assert published == ["127.0.0.1:50051", "127.0.0.1:8080"]
     assert "ports:" not in service("valkey") + service("scheduler") + service("executor")
+
+
+def test_the_image_has_what_the_examples_import() -> None:
+    """Executors serve all of them: one that cannot be imported keeps every other from being served, too."""
+    project = tomllib.loads((FILE.parent / "pyproject.toml").read_text())["project"]
+    extras = re.search(r"^ +EXTRAS: (\w+)", FILE.read_text(), re.MULTILINE)
+    assert extras is not None
+    installed = [*project["dependencies"], *project["optional-dependencies"][extras[1]]]
+    needed = {re.split(r"[^\w-]", one)[0].replace("-", "_").lower() for one in installed}
+    needed.add("pydantic_core")  # comes with pydantic
+    examples = FILE.parent / "sdk" / "examples"
+    ours = {path.stem for path in examples.iterdir()} | {"onward"}
+    imported: dict[str, set[str]] = {}
+    for path in examples.rglob("*.py"):
+        if not path.name.startswith("_demo"):
+            imported[str(path)] = {
+                name.partition(".")[0]
+                for node in ast.parse(path.read_text()).body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for name in (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+                )
+            }
+    missing = {path: names - needed - ours - sys.stdlib_module_names for path, names in imported.items()}
+    assert {path: names for path, names in missing.items() if names} == {}
 
 
 def test_compose_accepts_the_file() -> None:
