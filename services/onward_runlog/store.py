@@ -101,12 +101,11 @@ async def _when_ready(
     tries = 0
     while True:
         try:
-            if not read_only:
+            partitions, digest_key = await _setup(connection)
+            if not read_only and not (partitions and digest_key):  # a store that is full takes no write
                 await connection.call("HSETNX", keys.STORE, "partitions", PARTITIONS, patience_s=0)
                 await connection.call("HSETNX", keys.STORE, "digest_key", os.urandom(32), patience_s=0)
-            partitions, digest_key = await connection.call(
-                "HMGET", keys.STORE, "partitions", "digest_key", patience_s=0
-            )
+                partitions, digest_key = await _setup(connection)
             if partitions and digest_key:
                 return partitions, digest_key
             why = "no Scheduler has set it up yet"
@@ -119,6 +118,10 @@ async def _when_ready(
         tries += 1
 
 
+def _setup(connection: Connection) -> asyncio.Future[Any]:
+    return connection.call("HMGET", keys.STORE, "partitions", "digest_key", patience_s=0)
+
+
 async def _load_functions(connection: Connection) -> None:
     """Bring the functions of a store that was used before up to what this build has: a fix must reach it, too."""
     try:
@@ -129,11 +132,17 @@ async def _load_functions(connection: Connection) -> None:
 
 async def _check_fit(connection: Connection) -> None:
     wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+    allow = "allow it with --allow-unfit-store (ONWARD_ALLOW_UNFIT_STORE=1)"
     for name, value in wanted.items():
-        reply = await connection.call("CONFIG", "GET", name)
+        try:
+            reply = await connection.call("CONFIG", "GET", name)
+        except ResponseError as error:
+            raise StoreUnfit(
+                f"the store does not tell whether it has {name} {value} ({error}). If it has, {allow}"
+            ) from error
         found = reply[1].decode() if reply else ""
         if found != value:
             raise StoreUnfit(
                 f"the store has {name} {found or 'unset'}, so it may lose runs that were accepted. Set {name} {value}, "
-                "or allow it with --allow-unfit-store (ONWARD_ALLOW_UNFIT_STORE=1)"
+                f"or {allow}"
             )

@@ -86,6 +86,35 @@ async def test_a_store_that_may_lose_what_it_acknowledged_is_refused(
             await redis.config_set(setting, fit)
 
 
+async def test_a_store_that_is_full_is_served(redis_url: str) -> None:
+    """Who was restarted meanwhile writes nothing that is there already: else nobody could delete what is past its
+    retention, and the store would stay full.
+    """
+    async with open_store(redis_url) as before, Redis.from_url(redis_url) as redis:
+        await redis.config_set("maxmemory", "1")
+        try:
+            async with asyncio.timeout(5), open_store(redis_url) as store:
+                assert store.digest_key == before.digest_key
+                assert len(await Runs(store).sweep()) == PARTITIONS
+        finally:
+            await redis.config_set("maxmemory", "0")
+
+
+async def test_a_store_that_does_not_tell_how_it_is_set_up_is_refused(redis_url: str) -> None:
+    """Some that are for rent forbid CONFIG; who serves from one takes it upon themselves."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.acl_setuser("guest", enabled=True, nopass=True, commands=["+@all", "-config"], keys=["*"])
+        try:
+            there = redis_url.replace("://", "://guest:any@")
+            with pytest.raises(StoreUnfit, match=r"does not tell.*--allow-unfit-store"):
+                async with open_store(there):
+                    pass
+            async with open_store(there, allow_unfit=True):
+                pass
+        finally:
+            await redis.acl_deluser("guest")
+
+
 async def test_a_process_waits_for_a_store_that_is_not_there_yet(tmp_path: Path) -> None:
     """It says why once, and is there when the store is."""
     said: list[str] = []
