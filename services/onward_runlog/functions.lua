@@ -147,11 +147,18 @@ local function awake(base, ref, key)
   enqueue(base, line(run[1], run[6]), ref, tonumber(run[2]), run[3], false)
 end
 
+-- The outbox that an entry belongs to. Hooks have one of their own: receivers that are slow are in no run's way.
+local function outbox_of(base, id)
+  local asked = string.match(id, '^errand%.') or string.match(id, '^ended:')
+  return base .. (asked and ':outbox' or ':hooks')
+end
+
 -- Puts into the partition's outbox what a Scheduler has to do at least once, in the call that makes it necessary. An id
 -- is "<what happened>:<ref>"; what comes with it, if anything, is kept beside.
 local function post(base, id, what)
-  if what then redis.call('HSET', base .. ':outbox:what', id, what) end
-  redis.call('ZADD', base .. ':outbox', int(now_ms()), id)
+  local outbox = outbox_of(base, id)
+  if what then redis.call('HSET', outbox .. ':what', id, what) end
+  redis.call('ZADD', outbox, int(now_ms()), id)
   redis.call('PUBLISH', base .. ':posted', id)
 end
 
@@ -761,14 +768,12 @@ local function sweep(keys, argv)
   return { int(now), expired, passed, queues, next[2] or '0' }
 end
 
--- take: limit, busy, busy with what runs ask of each other: what is due in the outbox is left to the caller for so many
---   milliseconds
+-- take: "outbox" or "hooks", limit, busy: what is due there is left to the caller for so many milliseconds
 -- → {id, what came with it or '', how often it was taken, …}
 local function take(keys, argv)
-  local outbox, now, taken = keys[1] .. ':outbox', now_ms(), {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', int(now), 'LIMIT', 0, argv[1])) do
-    local busy = (string.match(id, '^errand%.') or string.match(id, '^ended:')) and argv[3] or argv[2]
-    redis.call('ZADD', outbox, int(now + tonumber(busy)), id)
+  local outbox, now, taken = keys[1] .. ':' .. argv[1], now_ms(), {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', int(now), 'LIMIT', 0, argv[2])) do
+    redis.call('ZADD', outbox, int(now + tonumber(argv[3])), id)
     taken[#taken + 1] = id
     taken[#taken + 1] = redis.call('HGET', outbox .. ':what', id) or ''
     taken[#taken + 1] = redis.call('HINCRBY', outbox .. ':tries', id, 1)
@@ -778,7 +783,8 @@ end
 
 -- settle: id, delay: an entry is done with (''), or to be taken again after so many milliseconds
 local function settle(keys, argv)
-  local outbox, id = keys[1] .. ':outbox', argv[1]
+  local id = argv[1]
+  local outbox = outbox_of(keys[1], id)
   if argv[2] ~= '' then return redis.call('ZADD', outbox, 'XX', int(now_ms() + tonumber(argv[2])), id) end
   redis.call('HDEL', outbox .. ':what', id)
   redis.call('HDEL', outbox .. ':tries', id)

@@ -50,6 +50,9 @@ CHILDREN_AT_ONCE = 100
 
 READ_EVENTS = 500
 
+OUTBOX, HOOKS = "outbox", "hooks"
+"""The outboxes of a partition: what runs ask of each other, and whom to tell of ends and pauses."""
+
 ENTRIES_MAX = 20
 """What is taken from one outbox at a time."""
 
@@ -595,16 +598,15 @@ class Runs:
                 found += [run_from(dict(zip(_SHOWN, record, strict=True))) for record in records if record[0]]
         return found
 
-    async def take(self, base: str, *, busy_s: float, errand_s: float | None = None) -> list[Entry]:
-        """Take what is due in a partition's outbox. What is not settled in time is due again.
+    async def take(self, base: str, outbox: str = OUTBOX, *, busy_s: float) -> list[Entry]:
+        """Take what is due in an outbox of a partition. What is not settled in time is due again.
 
         Args:
             base: The partition.
-            busy_s: How long a hook is left to the caller, in seconds.
-            errand_s: How long what runs ask of each other is; by default as long.
+            outbox: OUTBOX or HOOKS.
+            busy_s: How long it is left to the caller, in seconds.
         """
-        busy = [int(busy_s * 1000), int((busy_s if errand_s is None else errand_s) * 1000)]
-        reply = iter(await self._store.call("take", base, ENTRIES_MAX, *busy))
+        reply = iter(await self._store.call("take", base, outbox, ENTRIES_MAX, int(busy_s * 1000)))
         return [Entry(base, name.decode(), what, tries) for name, what, tries in zip(reply, reply, reply, strict=True)]
 
     async def settle(self, entry: Entry, again_s: float | None = None) -> None:

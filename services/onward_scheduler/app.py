@@ -23,7 +23,7 @@ from onward_scheduler.adopting import Adopting
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.errands import Errands
 from onward_scheduler.notifying import Notifier, signing_key
-from onward_scheduler.outbox import Outbox
+from onward_scheduler.outbox import ERRAND, HOOK, Outbox
 from onward_scheduler.servicer import SchedulerServicer
 from onward_scheduler.settings import Settings
 from onward_scheduler.sweeping import Sweeper
@@ -60,8 +60,8 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         http = await stack.enter_async_context(httpx2.AsyncClient(follow_redirects=False))
         notifier = Notifier(runs, partial(accepting.submit, silent=True), http, signing_key(settings.webhook_secret))
         errands = Errands(runs, dispatcher, accepting)
-        handlers = {"end": notifier.tell, "pause": notifier.tell, "ended": errands.end, "errand": errands.do}
-        outbox = Outbox(store, runs, handlers)
+        outbox = Outbox(store, runs, ERRAND, {"ended": errands.end, "errand": errands.do})
+        hooks = Outbox(store, runs, HOOK, {"end": notifier.tell, "pause": notifier.tell})
 
         def add(server: grpc.aio.Server) -> None:
             add_SchedulerServiceServicer_to_server(servicer, server)
@@ -74,6 +74,8 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         tasks = [
             asyncio.create_task(outbox.empty_for_ever(), name="outbox"),
             asyncio.create_task(outbox.listen(), name="outbox hints"),
+            asyncio.create_task(hooks.empty_for_ever(), name="hooks"),
+            asyncio.create_task(hooks.listen(), name="hooks hints"),
             asyncio.create_task(sweeper.sweep_for_ever(), name="sweeper"),
             asyncio.create_task(dispatcher.listen(settings.redis_url, store.bases()), name="queue hints"),
         ]

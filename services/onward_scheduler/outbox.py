@@ -1,7 +1,8 @@
-"""The outbox: what has to be done elsewhere because of something in a run, at least once and by any Scheduler.
+"""An outbox: what has to be done elsewhere because of something in a run, at least once and by any Scheduler.
 
 An entry is written by the call that makes it necessary, so neither can be without the other. It is removed only when
-its handler has returned; one that does not work out now is taken again later, and holds up nobody else.
+its handler has returned; one that does not work out now is taken again later, and holds up nobody else. Hooks have an
+outbox of their own, since only so many entries are under way at a time, and receivers may be slow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from onward_runlog import keys
 from onward_runlog.errors import QueueFull, RunLogError, StoreUnavailable
-from onward_runlog.runs import Entry, Runs
+from onward_runlog.runs import HOOKS, OUTBOX, Entry, Runs
 from onward_runlog.store import Store
 from onward_runlog.subscription import messages
 
@@ -33,26 +34,26 @@ DOING_MAX = 256
 
 @dataclass(frozen=True)
 class Care:
-    """How an entry is dealt with.
+    """How the entries of an outbox are dealt with.
 
     Attributes:
+        outbox: Which one it is, in each partition.
         busy_s: How long it is left to the Scheduler that took it, which gives up after half of that.
         again_max_s: The longest pause before it is taken again.
         tries_max: Then it is given up; None is never.
     """
 
+    outbox: str
     busy_s: float
     again_max_s: float
     tries_max: int | None
 
 
-HOOK = Care(busy_s=60.0, again_max_s=4 * 3600.0, tries_max=15)
+HOOK = Care(outbox=HOOKS, busy_s=60.0, again_max_s=4 * 3600.0, tries_max=15)
 """A receiver outside may be slow, or away for a day."""
 
-ERRAND = Care(busy_s=10.0, again_max_s=30.0, tries_max=None)
+ERRAND = Care(outbox=OUTBOX, busy_s=10.0, again_max_s=30.0, tries_max=None)
 """A run waits for another one: soon, and for ever."""
-
-ERRANDS = ("errand", "ended")
 
 Handler = Callable[[Entry], Awaitable[None]]
 
@@ -66,17 +67,19 @@ async def _unknown(entry: Entry) -> None:
 
 
 class Outbox:
-    """Does what is in the outboxes of all partitions. Every Scheduler has one.
+    """Does what is in one outbox of all partitions. Every Scheduler has both.
 
     Args:
         store: The store.
         runs: Takes and settles entries.
+        care: Which outbox, and how its entries are dealt with.
         handlers: By the kind of an entry. What they do is idempotent; they raise `Later` for another try.
     """
 
-    def __init__(self, store: Store, runs: Runs, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, store: Store, runs: Runs, care: Care, handlers: Mapping[str, Handler]) -> None:
         self._store = store
         self._runs = runs
+        self._care = care
         self._handlers = handlers
         self._hinted: set[str] = set()
         self._wanted = asyncio.Event()
@@ -119,7 +122,7 @@ class Outbox:
 
     async def _empty(self, base: str) -> None:
         while len(self._doing) < DOING_MAX:
-            entries = await self._runs.take(base, busy_s=HOOK.busy_s, errand_s=ERRAND.busy_s)
+            entries = await self._runs.take(base, self._care.outbox, busy_s=self._care.busy_s)
             if not entries:
                 return
             for entry in entries:
@@ -137,12 +140,11 @@ class Outbox:
 
     async def _do(self, entry: Entry) -> None:
         again_s: float | None = None
-        care = ERRAND if entry.kind in ERRANDS else HOOK
         try:
-            async with asyncio.timeout(care.busy_s / 2):
+            async with asyncio.timeout(self._care.busy_s / 2):
                 await self._handlers.get(entry.kind, _unknown)(entry)
         except (Later, QueueFull, StoreUnavailable, TimeoutError) as error:
-            again_s = self._again_s(entry, care)
+            again_s = self._again_s(entry)
             level = logging.INFO if again_s is not None else logging.ERROR
             then = "given up" if again_s is None else f"again in {again_s:.0f} s"
             logger.log(
@@ -151,14 +153,15 @@ class Outbox:
         except RunLogError as error:
             logger.info("%s: nothing is left to do: %s", entry.id, error)
         except Exception:
-            again_s = self._again_s(entry, care) if care is ERRAND else None
+            again_s = self._again_s(entry) if self._care.tries_max is None else None
             logger.exception("%s: %s for a bug", entry.id, "given up" if again_s is None else "put off")
         try:
             await self._runs.settle(entry, again_s)
         except StoreUnavailable:
             logger.debug("%s comes again: the store does not answer", entry.id)
 
-    def _again_s(self, entry: Entry, care: Care) -> float | None:
+    def _again_s(self, entry: Entry) -> float | None:
+        care = self._care
         if care.tries_max is not None and entry.tries >= care.tries_max:
             return None
         return min(care.again_max_s, AGAIN_FIRST_S * 3.0 ** min(entry.tries - 1, 20)) * random.uniform(0.8, 1.2)

@@ -17,6 +17,7 @@ import pytest
 from tests.runlog import PAUSED, a_run, all_keys, append, ended, eventually
 
 from onward import workflow
+from onward.v1.errand_pb2 import Errand
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import StartRunRequest, Workflow
 from onward.v1.run_pb2 import Run
@@ -28,7 +29,7 @@ from onward_runlog.runs import Entry, Runs
 from onward_runlog.store import Store
 from onward_scheduler import app
 from onward_scheduler.notifying import signature, signing_key
-from onward_scheduler.outbox import ERRAND, HOOK, Later, Outbox
+from onward_scheduler.outbox import ERRAND, HOOK, Care, Later, Outbox
 from onward_scheduler.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_partition")
@@ -97,7 +98,7 @@ async def start(scheduler: Any, run_id: str = "run", workflow: str = "blog") -> 
 
 async def left(store: Store) -> list[str]:
     """What is in the outbox, or about it."""
-    return [key for key in await all_keys(store) if ":outbox" in key]
+    return [key for key in await all_keys(store) if ":outbox" in key or ":hooks" in key]
 
 
 async def is_empty(store: Store) -> bool:
@@ -108,8 +109,18 @@ async def is_empty(store: Store) -> bool:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for the next try does not wait long."""
     monkeypatch.setattr("onward_scheduler.outbox.AGAIN_FIRST_S", 0.01)
-    monkeypatch.setattr("onward_scheduler.outbox.HOOK", replace(HOOK, again_max_s=0.01))
+    monkeypatch.setattr("onward_scheduler.app.HOOK", replace(HOOK, again_max_s=0.01))
     monkeypatch.setattr("onward_scheduler.outbox.LOOK_S", 0.02)
+
+
+@pytest.fixture
+def soon_given_up(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onward_scheduler.app.HOOK", replace(HOOK, again_max_s=0.01, tries_max=3))
+
+
+@pytest.fixture
+def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onward_scheduler.outbox.DOING_MAX", 2)
 
 
 async def test_the_end_of_a_run_is_told_signed(store: Store, scheduler: Any) -> None:
@@ -159,15 +170,41 @@ async def test_a_receiver_that_fails_is_asked_again_with_the_same_id(store: Stor
         assert len(sound.got) == 1
 
 
-@pytest.mark.usefixtures("soon")
-async def test_who_never_answers_is_given_up_and_holds_up_nothing(
-    store: Store, scheduler: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onward_scheduler.outbox.HOOK", replace(HOOK, again_max_s=0.01, tries_max=3))
+@pytest.mark.usefixtures("soon_given_up")
+async def test_who_never_answers_is_given_up_and_holds_up_nothing(store: Store, scheduler: Any) -> None:
     await serve(store, Workflow(name="blog", on_run_end=["http://127.0.0.1:1/"]))
     await start(scheduler)
     await scheduler.StopRun(StopRunRequest(namespace="default", run_id="run"))
     await eventually(lambda: is_empty(store))
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_who_hangs_is_in_the_way_of_no_run_that_asks_for_another(store: Store, scheduler: Any) -> None:
+    """Sixty ends are told to a receiver that takes them and says nothing: a child starts meanwhile."""
+    hung: list[asyncio.StreamWriter] = []
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hung.append(writer)
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        await serve(store, Workflow(name="blog", on_run_end=[url]), Workflow(name="part"))
+        for number in range(60):
+            await start(scheduler, f"run-{number}")
+            await scheduler.StopRun(StopRunRequest(namespace="default", run_id=f"run-{number}"))
+        runs = Runs(store)
+        parent, _, _ = await runs.submit(a_run("parent"), holder="hand", ttl_s=60)
+        child = StartRunRequest(workflow="part", run_id="child")
+        errand = Errand(start_child=SubmitRunRequest(start=child, depth=1))
+        await append(store, parent, 1, 1, outbox=[errand.SerializeToString()])
+
+        async def is_started() -> bool:
+            return await runs.state("default", "child") is not None
+
+        await eventually(is_started)
+        assert hung
+        for writer in hung:
+            writer.close()
 
 
 async def test_each_pause_is_told(store: Store, scheduler: Any) -> None:
@@ -216,7 +253,7 @@ async def test_a_workflow_is_started_with_the_run(store: Store, scheduler: Any) 
 
     await eventually(is_started)
     await eventually(lambda: is_empty(store))
-    await store.command("ZADD", f"{BASE}:outbox", 1, "end.1:default/run")
+    await store.command("ZADD", f"{BASE}:hooks", 1, "end.1:default/run")
     await eventually(lambda: is_empty(store))
     [run_id] = await store.command("ZRANGE", keys.index(BASE, "default", keys.by_workflow("announce")), 0, -1)
     announced = await runs.get("default", run_id.decode())
@@ -261,10 +298,12 @@ def test_a_workflow_says_who_is_told() -> None:
 
 Handled = Callable[[Entry], Awaitable[None]]
 
+SOON = replace(ERRAND, again_max_s=0.01)
+
 
 @contextlib.asynccontextmanager
-async def emptying(store: Store, handle: Handled) -> AsyncIterator[None]:
-    outbox = Outbox(store, Runs(store), {"errand": handle})
+async def emptying(store: Store, handle: Handled, care: Care = SOON) -> AsyncIterator[None]:
+    outbox = Outbox(store, Runs(store), care, {"errand": handle})
     tasks = [asyncio.create_task(outbox.empty_for_ever()), asyncio.create_task(outbox.listen())]
     try:
         yield
@@ -307,11 +346,8 @@ async def test_what_cannot_be_done_is_left(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-async def test_what_runs_ask_of_each_other_is_not_given_up_for_a_bug(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_runs_ask_of_each_other_is_not_given_up_for_a_bug(store: Store) -> None:
     """A run would wait for ever: a Scheduler without the bug does it."""
-    monkeypatch.setattr("onward_scheduler.outbox.ERRAND", replace(ERRAND, again_max_s=0.01))
     run, _, _ = await Runs(store).submit(a_run(), holder="hand", ttl_s=60)
     await append(store, run, 1, 1, outbox=[b"one"])
 
