@@ -283,6 +283,26 @@ async def test_a_stall_is_seen_soon_and_has_tries_of_its_own(provider: Provider)
     await provider.until(lambda provider: not provider.open)
 
 
+async def test_a_reader_that_takes_its_time_is_no_stall_of_the_provider(provider: Provider) -> None:
+    """What it does between two chunks counts for nothing, also where the next chunk has not come by then."""
+    policy = ModelPolicy(between_tokens=Stall("1s"))
+    gate = asyncio.Event()
+    provider.default = Reply("a b c d", gate=gate, after=2)
+    async with AsyncOpenAI(base_url=provider.url, api_key="key", policy=policy) as client:
+
+        async def body() -> str:
+            chunks = await client.chat.completions.create(model="m", messages=HI, stream=True)
+            told = ""
+            async for chunk in chunks:
+                told += chunk.choices[0].delta.content or ""
+                if told.split() == ["a", "b"] and not gate.is_set():
+                    await asyncio.sleep(1.2)  # longer than a provider may be silent
+                    gate.set()
+            return told
+
+        assert (await run(body)).output == "a b c d"
+
+
 async def test_nothing_else_of_the_callers_is_swallowed(provider: Provider, client: AsyncOpenAI) -> None:
     """An error that is none of the provider's arrives as any component's does."""
 

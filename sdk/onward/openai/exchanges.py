@@ -617,6 +617,8 @@ class Exchange(Flow):
         elif self._inner is None:
             await self._go_on()
         else:
+            # What its reader does between two chunks is no silence of the provider.
+            self._silence_begins(time.monotonic())
             try:
                 with working(self._instance):
                     await self._read_on()
@@ -661,10 +663,13 @@ class Exchange(Flow):
                 self._first_token_s = at - self._sent
                 if self._admission is not None:
                     self._admission.answered()
-            self._deadline = at + (TAIL_S if answer.complete else self._policy.between_tokens.after_s)
+            self._silence_begins(at)
         if over and not answer.complete and (answer.known or not (answer.begun or self._pieces)):
             raise Unreadable("the stream ended before the answer did")
         return not over
+
+    def _silence_begins(self, at: float) -> None:
+        self._deadline = at + (TAIL_S if self._answer.complete else self._policy.between_tokens.after_s)
 
     async def _drain(self) -> None:
         """Read what follows the answer's end, so that the connection can be used again."""
