@@ -545,7 +545,7 @@ async def _answer(call: Call, instance: Instance | None, items: AsyncIterator[An
         return await collect(call, instance, items)
     fallback = call.policy.fallback
     assert fallback is not None
-    return fallback.value if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
+    return fallback.given() if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
 
 
 async def answers(call: Call) -> AsyncIterator[Any]:
@@ -560,7 +560,7 @@ async def answers(call: Call) -> AsyncIterator[Any]:
         finally:
             await close_generator(items)
         return
-    whole = fallback.value if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
+    whole = fallback.given() if fallback.fn is None else await _called(fallback.fn, fallback.kind, call)
     if isinstance(whole, str):
         yield whole
     elif isinstance(whole, list | tuple):

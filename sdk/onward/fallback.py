@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any, Union
 
@@ -46,6 +47,14 @@ class Fallback:
             raise TypeError(f"a fallback is a value, a function or a component; wrap {answer!r} in a function")
         else:
             self.value = answer
+
+    def given(self) -> Any:
+        """Return the value for one caller: who changes it changes nobody else's."""
+        try:
+            hash(self.value)  # What can be hashed does not change.
+        except TypeError:
+            return deepcopy(self.value)
+        return self.value
 
     def covers(self, error: BaseException) -> bool:
         """Tell whether it answers for `error`. A mistake in the calling code stays one."""

@@ -104,6 +104,32 @@ async def test_a_value_answers_and_is_remembered_to_its_type(value: Any, annotat
     assert [one == value and type(one) is type(value) for one in got] == [True] * 5
 
 
+@pytest.mark.parametrize("streams", [False, True])
+async def test_each_call_has_a_value_of_its_own(streams: bool) -> None:
+    """What a caller does to the list that it got, the next one does not find in its own."""
+
+    async def plain() -> list[dict[str, int]]:
+        raise ConnectionError("down")
+
+    async def stream() -> AsyncIterator[dict[str, int]]:
+        raise ConnectionError("down")
+        yield
+
+    names: Any = component(stream if streams else plain).fallback([{"a": 1}])
+
+    @workflow
+    async def flow() -> list[int]:
+        first = await names()
+        first[0]["a"] = 2
+        first.append({"b": 1})
+        [only] = await names()
+        return list(only.values())
+
+    assert (await testing.run(flow)).output == [1]
+    [outside] = await names()
+    assert outside == {"a": 1}
+
+
 @pytest.mark.parametrize("kind", ["async", "sync", "component", "partial"])
 async def test_a_function_answers_with_the_same_arguments(kind: str) -> None:
     """Whatever kind it is of; a component takes its place in the log, below what failed."""
