@@ -6,11 +6,12 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import heapq
+import math
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from onward.v1.run_pb2 import Run, RunState
@@ -78,6 +79,9 @@ class Filter:
 Place = tuple[int, str]
 """Where a run stands in the order: create_time in microseconds, then run_id, both descending."""
 
+Entry = tuple[Place, str]
+"""A run's place, and its partition's base name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -131,7 +135,7 @@ class Listing:
                 if run is not None and wanted.keeps(run):
                     runs.append(run)
             else:
-                more = more and bool(await merge.peek())
+                more = more and not await merge.ended()
                 continue
             break
         return Page(runs, _token(place, wanted) if more and place else "")
@@ -139,37 +143,32 @@ class Listing:
     async def _smallest(self, namespace: str, choices: list[list[str]]) -> list[str]:
         if len(choices) == 1:
             return choices[0]
-        sizes = [
-            self._store.command("ZCARD", keys.index(base, namespace, name))
-            for choice in choices
-            for name in choice
-            for base in self._store.bases()
-        ]
+        # In one partition: hashing makes them alike, and where they are small it does not matter which is the smallest.
+        base = self._store.bases()[0]
+        sizes = [self._store.command("ZCARD", keys.index(base, namespace, name)) for names in choices for name in names]
         counted = iter(await asyncio.gather(*sizes))
-        totals = [sum(next(counted) for _ in range(len(choice) * self._store.partitions)) for choice in choices]
+        totals = [sum(next(counted) for _ in choice) for choice in choices]
         return choices[totals.index(min(totals))]
 
-    async def _standing(
-        self, namespace: str, entries: Sequence[tuple[Place, str]], choices: Sequence[Sequence[str]]
-    ) -> set[tuple[Place, str]]:
+    async def _standing(self, namespace: str, entries: Sequence[Entry], choices: Sequence[Sequence[str]]) -> set[Entry]:
         """Return the entries that stand in one index at least of every choice."""
         standing = set(entries)
-        by_base: dict[str, list[tuple[Place, str]]] = {}
-        for entry in entries:
+        by_base: dict[str, list[Entry]] = {}
+        for entry in entries if choices else ():
             by_base.setdefault(entry[1], []).append(entry)
-        for choice in choices:
-            found: set[tuple[Place, str]] = set()
-            asked = [
-                (each, self._store.command("ZMSCORE", keys.index(base, namespace, name), *(run[0][1] for run in each)))
-                for base, each in by_base.items()
-                for name in choice
-            ]
-            for each, call in asked:
-                found.update(entry for entry, score in zip(each, await call, strict=True) if score is not None)
-            standing &= found
-        return standing
+        asked = [
+            (number, each, self._store.command("ZMSCORE", keys.index(base, namespace, name), *run_ids))
+            for base, each in by_base.items()
+            for run_ids in [[place[1] for place, _ in each]]
+            for number, choice in enumerate(choices)
+            for name in choice
+        ]
+        found: list[set[Entry]] = [set() for _ in choices]
+        for number, each, call in asked:
+            found[number].update(entry for entry, score in zip(each, await call, strict=True) if score is not None)
+        return standing.intersection(*found)
 
-    async def _runs(self, namespace: str, entries: Sequence[tuple[Place, str]]) -> list[Run | None]:
+    async def _runs(self, namespace: str, entries: Sequence[Entry]) -> list[Run | None]:
         """Return the runs of entries; None for one that was deleted meanwhile."""
         calls: list[asyncio.Future[Any]] = []
         for (_, run_id), base in entries:
@@ -195,86 +194,86 @@ class _Merge:
     """The entries of some indexes over all partitions, in order, each run once."""
 
     def __init__(self, store: Store, namespace: str, names: Iterable[str], place: Place | None, size: int) -> None:
-        each = max(FETCH_MIN, 2 * size // store.partitions)
+        # Partitions are alike, but not the same: so much is enough that hardly any has to be asked twice.
+        mean = size / store.partitions
+        each = max(FETCH_MIN, math.ceil(mean + 3 * math.sqrt(mean)))
         self._branches = [
             _Branch(store, base, keys.index(base, namespace, name), place, each)
             for name in names
             for base in store.bases()
         ]
-        self._heads: list[tuple[_Descending, _Branch]] | None = None
-        self._last: Place | None = None
+        self._entries: list[Entry] = []
+        """Read and not yet taken, the next one last."""
 
-    async def peek(self) -> Place | None:
-        """Return the place of the next entry; None at the end."""
-        if self._heads is None:
-            await asyncio.gather(*(branch.fill() for branch in self._branches))
-            self._heads = [(_Descending(branch.entries[-1]), branch) for branch in self._branches if branch.entries]
-            heapq.heapify(self._heads)
-        while self._heads and self._heads[0][0].place == self._last:
-            await self._pop()  # a run that changes its state meanwhile may stand in two indexes
-        return self._heads[0][0].place if self._heads else None
+    async def ended(self) -> bool:
+        """Say whether nothing is left to take."""
+        await self._read(1)
+        return not self._entries
 
-    async def take(self, count: int) -> list[tuple[Place, str]]:
-        """Return the next `count` entries, each with its partition's base name; fewer only at the end."""
-        taken: list[tuple[Place, str]] = []
-        while len(taken) < count and (place := await self.peek()):
-            taken.append((place, await self._pop()))
-            self._last = place
+    async def take(self, count: int) -> list[Entry]:
+        """Return the next `count` entries; fewer only at the end."""
+        await self._read(count)
+        taken = self._entries[-count:]
+        del self._entries[-count:]
+        taken.reverse()
         return taken
 
-    async def _pop(self) -> str:
-        assert self._heads is not None
-        branch = self._heads[0][1]
-        branch.entries.pop()
-        if not branch.entries:
-            await branch.fill()
-        if branch.entries:
-            heapq.heapreplace(self._heads, (_Descending(branch.entries[-1]), branch))
-        else:
-            heapq.heappop(self._heads)
-        return branch.base
+    async def _read(self, count: int) -> None:
+        """Read on until the next `count` entries are known."""
+        while behind := self._behind(count):
+            read = await asyncio.gather(*(branch.read() for branch in behind))
+            # A run that changes its state meanwhile may stand in two indexes.
+            self._entries = sorted({*self._entries, *chain.from_iterable(read)})
 
-
-class _Descending:
-    """A place, for a heap whose smallest is the newest."""
-
-    __slots__ = ("place",)
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-
-    def __lt__(self, other: _Descending) -> bool:
-        return self.place > other.place
+    def _behind(self, count: int) -> list[_Branch]:
+        """Return the branches that one of the next `count` entries may still come from."""
+        unread = [branch for branch in self._branches if not branch.ended]
+        if len(self._entries) < count:
+            return unread
+        last = self._entries[-count][0]
+        return [branch for branch in unread if branch.place is None or branch.place > last]
 
 
 class _Branch:
-    """One index of one partition, read piece by piece after a place."""
+    """One index of one partition, read piece by piece.
+
+    Attributes:
+        place: Where it was read to; None before its beginning.
+        ended: Nothing is left to read.
+    """
 
     def __init__(self, store: Store, base: str, key: str, place: Place | None, each: int) -> None:
-        self.base = base
-        self.entries: list[Place] = []
-        """Read and not yet taken, the next one last."""
+        self.place = place
+        self.ended = False
         self._store = store
+        self._base = base
         self._key = key
-        self._place = place
         self._each = each
-        self._ended = False
 
-    async def fill(self) -> None:
-        """Read the next piece; nothing is left where `entries` stays empty."""
+    async def read(self) -> list[Entry]:
+        """Return the next piece; nothing at the end."""
+        entries: list[Entry] = []
         skipped = 0
-        while not self.entries and not self._ended:
-            most = self._place[0] if self._place else "+inf"
+        after = self.place
+        while not entries and not self.ended:
             reply = await self._store.command(
-                "ZREVRANGEBYSCORE", self._key, most, "-inf", "WITHSCORES", "LIMIT", skipped, self._each
+                "ZREVRANGEBYSCORE",
+                self._key,
+                after[0] if after else "+inf",
+                "-inf",
+                "WITHSCORES",
+                "LIMIT",
+                skipped,
+                self._each,
             )
-            read = [(int(float(score)), run_id.decode()) for run_id, score in zip(reply[::2], reply[1::2], strict=True)]
+            read = [(int(score), run_id.decode()) for run_id, score in zip(reply[::2], reply[1::2], strict=True)]
             # Those of the very same microsecond come again: a score is where to begin, run_id breaks the tie.
-            self.entries = [place for place in reversed(read) if self._place is None or place < self._place]
-            self._ended = len(read) < self._each
+            entries = [(place, self._base) for place in read if after is None or place < after]
+            self.ended = len(read) < self._each
             skipped += len(read)
-        if self.entries:
-            self._place = self.entries[0]
+        if entries:
+            self.place = entries[-1][0]
+        return entries
 
 
 def _token(place: Place, wanted: Filter) -> str:
