@@ -38,6 +38,10 @@ RUN = "application/vnd.onward.run"
 ASKED = "asked:"
 """Before a signal's name: where the memo has the schema of what is asked for; empty where nothing is."""
 
+PLACES = "/after"
+"""Follows an instance's id in the name of a memo value that holds offsets of the log: after which one each item of a
+stream was given, `[[offset, how many], …]` as JSON. Where a log is copied they move with its events."""
+
 
 class LogError(Exception):
     """The log refused an attempt's write. The attempt is over: nothing it writes later can succeed."""

@@ -13,7 +13,7 @@ from itertools import chain, count, repeat
 
 from pydantic_core import from_json, to_json
 
-from onward.log import ASKED, INLINE_BYTES_MAX, AttemptLog
+from onward.log import ASKED, INLINE_BYTES_MAX, PLACES, AttemptLog
 from onward.turns import NEVER
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_WOKEN,
@@ -32,9 +32,6 @@ ITEMS = "application/vnd.onward.items+json"
 
 DELTAS = "application/vnd.onward.deltas"
 """Media type of a memo that says: the items are the instance's deltas in the log, one each."""
-
-PLACES = "{}/after"
-"""Name in the memo of the `Places` of an instance's items."""
 
 PIECES = "application/vnd.onward.pieces"
 """Media type of a memo that says: the items are in pieces of their own in the memo, beside their deltas in the log."""
@@ -160,7 +157,7 @@ class Places:
     def beside(self, instance_id: str) -> dict[str, bytes]:
         """Return them for the memo. So many that they take too much room are not kept."""
         data = to_json(self._runs)
-        return {PLACES.format(instance_id): data} if self._runs and len(data) <= INLINE_BYTES_MAX else {}
+        return {instance_id + PLACES: data} if self._runs and len(data) <= INLINE_BYTES_MAX else {}
 
     @staticmethod
     def load(data: bytes, otherwise: int) -> Iterator[int]:
@@ -354,7 +351,7 @@ class Past:
             self.taken[finished.signal_offset] = tuple(_path(record))
         memo = self._memo.get(record.id)
         record.memo = Payload.FromString(memo) if memo is not None else None
-        record.places = self._memo.get(PLACES.format(record.id), b"")
+        record.places = self._memo.get(record.id + PLACES, b"")
         if finished.outcome == OUTCOME_ERROR:
             record.error = finished.error
         elif finished.output.WhichOneof("value") is not None:

@@ -8,12 +8,13 @@ the fork's attempts go on counting from there, so that names made from an attemp
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from onward.log import ASKED
+from onward.log import ASKED, PLACES
 from onward.v1.event_pb2 import OUTCOME_ERROR, OUTCOME_OK, Event
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys
@@ -157,14 +158,22 @@ class Plan:
         found = bisect_right(self._kept, offset)
         return found + 1 if found else 0
 
-    def keeps_memo(self, name: str) -> bool:
-        """Tell whether a value for later attempts belongs to a result that is kept."""
+    def remembered(self, name: str, value: bytes) -> bytes | None:
+        """Return what the fork has for later attempts of a value of the source, after the last event was taken.
+
+        That is the value of a result that is kept, and what belongs to one; None where it does not.
+        """
         if name.startswith(ASKED):
-            return False  # Who still waits asks again.
-        instance = self._instances.get(name)
-        if instance is None:
-            return True
-        return bool(instance.finished) and instance.finished[-1][0] <= (instance.kept_through or self._before - 1)
+            return None  # Who still waits asks again.
+        of_items = name.endswith(PLACES)
+        instance = self._instances.get(name.removesuffix(PLACES) if of_items else name)
+        if instance is not None and not (
+            instance.finished and instance.finished[-1][0] <= (instance.kept_through or self._before - 1)
+        ):
+            return None
+        if not of_items:
+            return value
+        return json.dumps([[self._moved(offset), times] for offset, times in json.loads(value)]).encode()
 
 
 async def stage(
@@ -206,13 +215,13 @@ async def stage(
             blobs.update(_BLOB.findall(data))
             await staging.add_event(data)
     for name, value in memo.items():
-        if plan.keeps_memo(name.decode()):
-            blobs.update(_BLOB.findall(value))
-            await staging.add_memo(name, value)
+        if (kept := plan.remembered(name.decode(), value)) is not None:
+            blobs.update(_BLOB.findall(kept))
+            await staging.add_memo(name, kept)
     for blob in sorted(blobs):
-        kept = await store.command("GET", keys.blob(base, ref, blob.decode()))
-        if kept is not None:
-            await staging.add_blob(blob, kept)
+        data = await store.command("GET", keys.blob(base, ref, blob.decode()))
+        if data is not None:
+            await staging.add_blob(blob, data)
     events, size = await staging.done()
     if events > events_max or size > bytes_max:
         raise LogAtLimit(source.run_id)
