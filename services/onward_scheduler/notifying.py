@@ -80,10 +80,10 @@ class Notifier:
     async def tell(self, entry: Entry) -> None:
         """Tell one hook of one event; see `Outbox` for what it raises."""
         namespace, run_id = entry.run
+        run = await self._runs.get(namespace, run_id)
         hooks = await self._runs.hooks(namespace, run_id)
         ended = entry.kind == "end"
         hook = (hooks.on_run_end if ended else hooks.on_run_paused)[int(entry.parts[-1]) - 1]
-        run = await self._runs.get(namespace, run_id)
         # The same for each repeat, and for nothing else: a run pauses at an offset once.
         name = f"{namespace}/{run_id}/{run.log.log_id}/{entry.id}"
         message_id = "msg_" + hashlib.blake2b(name.encode(), digest_size=ID_CHARACTERS // 2).hexdigest()
@@ -100,7 +100,9 @@ class Notifier:
         if self._key:
             headers["webhook-signature"] = signature(self._key, message_id, timestamp, body)
         try:
-            response = await self._http.post(url, content=body, headers=headers, timeout=TIMEOUT_S)
+            # What it answers is not read: it may be long, and nobody wants it.
+            async with self._http.stream("POST", url, content=body, headers=headers, timeout=TIMEOUT_S) as response:
+                pass
         except httpx2.HTTPError as error:
             raise Later(f"{url} does not answer: {str(error) or type(error).__name__}") from error
         except httpx2.InvalidURL as error:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 from tests.runlog import PAUSED, a_run, all_keys, append, ended, eventually
 
@@ -28,7 +29,7 @@ from onward_runlog.errors import QueueFull, RunNotFound
 from onward_runlog.runs import Entry, Runs
 from onward_runlog.store import Store
 from onward_scheduler import app
-from onward_scheduler.notifying import signature, signing_key
+from onward_scheduler.notifying import Notifier, signature, signing_key
 from onward_scheduler.outbox import ERRAND, HOOK, Care, Later, Outbox
 from onward_scheduler.settings import Settings
 
@@ -88,6 +89,10 @@ async def scheduler(redis_url: str, store: Store) -> AsyncIterator[SchedulerServ
 async def serve(store: Store, *workflows: Workflow) -> None:
     executor = Executor(executor_id="e1", deployment="build", address="127.0.0.1:1", workflows=workflows)
     await registry.register(store, executor, ttl_s=60)
+
+
+async def never(request: SubmitRunRequest) -> tuple[Run, bool]:
+    raise AssertionError
 
 
 async def start(scheduler: Any, run_id: str = "run", workflow: str = "blog") -> Run:
@@ -176,6 +181,39 @@ async def test_who_never_answers_is_given_up_and_holds_up_nothing(store: Store, 
     await start(scheduler)
     await scheduler.StopRun(StopRunRequest(namespace="default", run_id="run"))
     await eventually(lambda: is_empty(store))
+
+
+async def test_nobody_is_told_of_a_run_that_is_past_its_retention(runs: Runs) -> None:
+    """Nothing is left to tell, and nothing is wrong."""
+    async with httpx2.AsyncClient() as http:
+        notifier = Notifier(runs, never, http, b"")
+        with pytest.raises(RunNotFound):
+            await notifier.tell(Entry(BASE, "end.1:default/gone", b"", 1))
+
+
+async def test_what_a_receiver_answers_is_not_read(store: Store, scheduler: Any) -> None:
+    """Only whether it took the message counts: an answer without end is no reason to wait or to tell it again."""
+    told = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        told.set()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not reader.at_eof():
+                writer.write(bytes(65536))
+                await writer.drain()
+                await asyncio.sleep(0)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        await serve(store, Workflow(name="blog", on_run_end=[url]))
+        await start(scheduler)
+        await scheduler.StopRun(StopRunRequest(namespace="default", run_id="run"))
+        async with asyncio.timeout(5):
+            await told.wait()
+        await eventually(lambda: is_empty(store), within_s=5)
 
 
 @pytest.mark.usefixtures("two_at_once")
