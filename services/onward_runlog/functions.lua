@@ -1326,7 +1326,8 @@ local function breaker_renew(keys, argv)
   return { 'ok' }
 end
 
--- A store that is out of memory takes no new run and no event, but leases live on and what is past its retention goes.
+-- A store that is out of memory takes no new run and no event, but leases live on, who is late is ended, and what is past
+-- its retention goes.
 local SMALL = { 'allow-oom' }
 
 local function declare(name, callback, flags)
@@ -1343,7 +1344,7 @@ declare('cancel', cancel)
 declare('lose', lose)
 declare('resume', resume)
 declare('adopt', adopt)
-declare('expel', expel)
+declare('expel', expel, SMALL)
 declare('signal', signal)
 declare('blob', blob)
 declare('sweep', sweep, SMALL)

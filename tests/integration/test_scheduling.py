@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from redis.asyncio import Redis
-from tests.runlog import QUEUED, a_run, append, eventually, record_of, status
+from tests.runlog import FAILED, QUEUED, a_run, append, eventually, record_of, status
 
 from onward.v1.executor_service_pb2 import (
     CancelRequest,
@@ -143,6 +143,16 @@ async def test_a_run_whose_record_is_gone_is_in_nobodys_way(store: Store, runs: 
     taken = await runs.claim(BASE, "build", holder="hand", ttl_s=60, limit=2)
     assert [each.run.run_id for each in taken] == ["here"]
     assert (await runs.sweep())[BASE].queued == {}
+
+
+async def test_a_run_ends_at_its_deadline_also_in_a_full_store(store: Store, runs: Runs) -> None:
+    """Else those that are late would fill each sweep, and what is past its retention would not be reached."""
+    await runs.submit(a_run())
+    _, ref = store.place("default", "run")
+    await store.command("HSET", keys.run(BASE, ref), "deadline", 1)
+    async with full(store):
+        assert await runs.expel("default", "run") is not None
+    assert int((await record_of(store, a_run()))["state"]) == FAILED
 
 
 async def test_a_full_store_is_not_asked_again_and_again(
