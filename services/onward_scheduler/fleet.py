@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 RECONNECT_S = 1.0
 """How long a new connection to an executor may take before its silence is left to the lease."""
 
+AGAIN_S = 0.1
+"""Pause before an executor that lives, though its Watch ended, is watched again."""
+
 PENALTY_S = 1.0
 """How long an executor that refused or did not answer gets no run."""
 
@@ -177,6 +180,7 @@ class Fleet:
             link.present = False
             if ended or await self._is_dead(link):
                 break
+            await asyncio.sleep(AGAIN_S)
         if self._links.get(link.executor_id) is link:
             # A task of its own: the end of this one must not cut short what the death of the executor calls for.
             task = asyncio.create_task(self._mourn(link.executor_id), name=f"mourn {link.executor_id}")

@@ -26,7 +26,11 @@ from onward.v1.executor_service_pb2 import (
     WatchRequest,
     WatchResponse,
 )
-from onward.v1.executor_service_pb2_grpc import ExecutorServiceServicer, add_ExecutorServiceServicer_to_server
+from onward.v1.executor_service_pb2_grpc import (
+    ExecutorServiceServicer,
+    ExecutorServiceStub,
+    add_ExecutorServiceServicer_to_server,
+)
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys
 from onward_runlog.runs import Runs
@@ -182,3 +186,41 @@ async def test_a_full_store_is_not_asked_again_and_again(
             return hand.taken == ["run"]
 
         await eventually(is_taken)
+
+
+class Curt(Hand):
+    """An executor of another make, whose Watch says who it is and ends, or is refused."""
+
+    def __init__(self, code: grpc.StatusCode | None) -> None:
+        super().__init__()
+        self._code = code
+
+    async def Watch(self, request: WatchRequest, context: Any) -> AsyncIterator[WatchResponse]:
+        self.watched += 1
+        if self._code is not None:
+            await context.abort(self._code, "no")
+        yield WatchResponse(executor=self.me)
+
+
+@pytest.mark.parametrize("code", [None, grpc.StatusCode.UNIMPLEMENTED])
+async def test_an_executor_that_lets_nobody_watch_is_asked_now_and_then(
+    store: Store, runs: Runs, code: grpc.StatusCode | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not dead, and not a reason to ask as fast as it answers."""
+    monkeypatch.setattr("onward_scheduler.fleet.AGAIN_S", 600.0)
+    curt = Curt(code)
+    async with (
+        serving(curt) as executor,
+        Dispatcher(store, runs, lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher,
+    ):
+        dispatcher.fleet.meet(executor)
+
+        async def is_asked() -> bool:
+            return curt.watched == 2
+
+        await eventually(is_asked)
+        async with grpc.aio.insecure_channel(executor.address) as channel:
+            for _ in range(20):
+                await ExecutorServiceStub(channel).Notify(NotifyRequest())
+        assert curt.watched == 2, "once to watch, once to see whether it lives"
+        assert dispatcher.fleet.link("hand") is not None
