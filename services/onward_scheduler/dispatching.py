@@ -60,7 +60,8 @@ class Dispatcher:
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                while self._tasks:  # what is claimed or submitted now is handed over after that
+                    await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def submit(
         self,
@@ -175,10 +176,10 @@ class Dispatcher:
                     break
                 # Out of the line before it is asked: whatever is queued there from now on puts it back.
                 del self._queued[deployment][base]
-                claims.append(self._claim_one(base, deployment, link))
+                claims.append(self._tracked(self._claim_one(base, deployment, link)))
             if not claims:
                 return
-            await asyncio.gather(*claims)
+            await asyncio.shield(asyncio.gather(*claims))
         self._queued.pop(deployment, None)
 
     async def _claim_alone(self, queue: str, deployment: str) -> None:
@@ -188,11 +189,12 @@ class Dispatcher:
             if link is None:
                 return
             del self._queued[queue][bases[0]]
-            await self._claim_one(bases[0], queue, link)
+            await asyncio.shield(self._tracked(self._claim_one(bases[0], queue, link)))
         self._queued.pop(queue, None)
         self.fleet.keep_none(deployment)
 
     async def _claim_one(self, base: str, queue: str, link: Link) -> None:
+        """Claim one run and have it handed over. Not to be cancelled: it may be the executor's by then."""
         try:
             taken = await self._runs.claim(base, queue, holder=link.executor_id, ttl_s=self._lease_ttl_s, limit=1)
         except BaseException:

@@ -188,6 +188,39 @@ async def test_a_full_store_is_not_asked_again_and_again(
         await eventually(is_taken)
 
 
+@pytest.mark.parametrize("way", ["claimed", "submitted"])
+async def test_a_run_that_is_given_out_while_a_scheduler_ends_is_handed_over(
+    store: Store, runs: Runs, way: str
+) -> None:
+    """What it has asked the store for already is an executor's, which has to be told."""
+    hand = Hand()
+    async with serving(hand) as executor, Redis.from_url(store.url) as redis, contextlib.AsyncExitStack() as stack:
+        dispatcher = await stack.enter_async_context(dispatching(store, runs, executor))
+        link = dispatcher.fleet.link("hand")
+        assert link is not None
+
+        async def is_offered() -> bool:
+            return link.offered == 1
+
+        if way == "claimed":
+            await runs.submit(a_run())
+        await redis.client_pause(60_000, all=False)
+        try:
+            if way == "claimed":
+                dispatcher.note_queued(BASE, "build")
+                await eventually(is_offered)
+            else:
+                caller = asyncio.create_task(dispatcher.submit(a_run(), trace_parent=""))
+                await eventually(is_offered)
+                caller.cancel()
+            ending = asyncio.create_task(stack.aclose())
+            await asyncio.wait([ending], timeout=0.05)
+        finally:
+            await redis.client_unpause()
+        await ending
+        assert hand.taken == ["run"]
+
+
 class Curt(Hand):
     """An executor of another make, whose Watch says who it is and ends, or is refused."""
 
