@@ -21,7 +21,7 @@ from pydantic_core import from_json
 
 from onward.calls import DEFAULT
 from onward.durations import Duration, seconds
-from onward.failure import component_error
+from onward.failure import component_error, told
 from onward.instance import Instance
 from onward.journal import inline, now, seen
 from onward.limits import above_0
@@ -341,7 +341,7 @@ class _End(What):
                 data = await self._output(instance, value)
                 output = self.load(data)
             except (ValueError, KeyError) as failure:
-                message = f"the output of child {self.run_id} cannot be had: {failure}"
+                message = told(f"the output of child {self.run_id} cannot be had: {failure}")
                 error = RunError(reason=OUTPUT_INVALID, type="onward.OutputInvalid", message=message)
         if error is not None:
             error.component_id = instance.id

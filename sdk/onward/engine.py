@@ -13,7 +13,7 @@ from onward.budgets import Budgets
 from onward.cache import Cache
 from onward.calls import Call, tries
 from onward.continuing import continued, errand, successor
-from onward.failure import WORKFLOW_FAILED, run_error, workflow_error
+from onward.failure import WORKFLOW_FAILED, run_error, told, workflow_error
 from onward.instance import Instance
 from onward.journal import Journal, NonDeterministic, inline, now
 from onward.log import INLINE_BYTES_MAX, AttemptLog, EventTooLarge, LogError, LogFull
@@ -260,7 +260,7 @@ class Attempt:
         try:
             args, kwargs = self._workflow.signature.load_input(await self._input())
         except InputInvalid as error:
-            return _failed(RunError(reason="INPUT_INVALID", message=str(error), type="onward.InvalidInput"))
+            return _failed(RunError(reason="INPUT_INVALID", message=told(str(error)), type="onward.InvalidInput"))
         if journal.closed or (self._cancel_reason is not None and journal.replay is None):
             return self._stopped_as(journal)
         call = Call(

@@ -29,6 +29,11 @@ CAUSED_BY = "caused_by"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 
 
+def told(message: str) -> str:
+    """Return a message as the log keeps it: without secrets, and not too long for an event."""
+    return cut(masked(message), MESSAGE_CHARS_MAX)
+
+
 def run_error(error: BaseException, reason: str, component_id: str = "") -> RunError:
     """Return `error` as the log keeps it. What came up through a component keeps its type, message and origin."""
     details: Any
@@ -39,7 +44,7 @@ def run_error(error: BaseException, reason: str, component_id: str = "") -> RunE
         details = asked(error, "details")
     return RunError(
         reason=reason,
-        message=cut(masked(message), MESSAGE_CHARS_MAX),
+        message=told(message),
         type=kind,
         component_id=component_id,
         traceback=_traceback(error),

@@ -22,6 +22,7 @@ from onward import tracing
 from onward.breakers import Breakers
 from onward.budgets import Budgets
 from onward.cache import Cache
+from onward.failure import told
 from onward.instance import Instance
 from onward.log import INLINE_BYTES_MAX, AttemptLog, LogError
 from onward.permits import Permits
@@ -488,7 +489,7 @@ class Journal:
         raise self._paused(instance, f"{instance.name} does not read the result it has in the log: {error}")
 
     def _paused(self, instance: Instance, what: str) -> BaseException:
-        message = (
+        message = told(
             f"{instance.name}: {what}. The code is not the one that wrote the log, or what it does depends on time, "
             f"chance or the world outside: ask onward.now(), onward.uuid() and onward.random(), which are remembered, "
             f"or do it in a component"

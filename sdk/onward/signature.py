@@ -32,6 +32,10 @@ _KWARGS = inspect.Parameter.VAR_KEYWORD
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+VIOLATIONS_TOLD = 10
+"""Of a value that is wrong in more places, so many are told."""
+
+
 class Kind(Enum):
     """How a function runs."""
 
@@ -268,7 +272,7 @@ class Signature:
     def _check(self, adapter: TypeAdapter[Any], hint: Any, value: Any, data: bytes, what: str) -> None:
         loose = hint is NO_HINT or hint is Any or hint is object
         try:
-            if alike(from_json(data) if loose else adapter.validator.validate_json(data), value, exact=loose):
+            if alike(from_json(data) if loose else value_of(adapter, data), value, exact=loose):
                 return
             why = "would come back as something else"
         except (ValueError, RecursionError) as error:
@@ -309,7 +313,7 @@ class Signature:
         Raises:
             ValueError: It is not one.
         """
-        return self._output_adapter.validate_json(data)
+        return value_of(self._output_adapter, data)
 
     def load_item(self, data: bytes) -> Any:
         """Return an item of a stream from its JSON, in the annotated type.
@@ -317,7 +321,7 @@ class Signature:
         Raises:
             ValueError: It is not one.
         """
-        return self._item_adapter.validate_json(data)
+        return value_of(self._item_adapter, data)
 
     @cached_property
     def _output_adapter(self) -> TypeAdapter[Any]:
@@ -338,9 +342,9 @@ class Signature:
         try:
             model = self._input_model.model_validate_json(data)
         except ValidationError as error:
-            raise InputInvalid(
-                [_violation(one) for one in error.errors(include_url=False, include_input=False)]
-            ) from None
+            raise InputInvalid(_violations(error)) from None
+        except Exception as error:
+            raise InputInvalid([_raised(error)]) from error
         given = model.model_fields_set
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -423,6 +427,27 @@ class Signature:
             raise TypeError(f"{self.name}: a parameter's type has no JSON form: {error.message}") from None
 
 
+def value_of(adapter: TypeAdapter[Any], data: bytes, *, strict: bool | None = None) -> Any:
+    """Return a value from its JSON.
+
+    Raises:
+        ValueError: It is not one, in pydantic's eyes or in those of the type's own validators, whatever these raise.
+            The message says where and why, and not what the value is: that may be private.
+    """
+    try:
+        return adapter.validator.validate_json(data, strict=strict)
+    except ValidationError as error:
+        violations = _violations(error)
+        more = len(violations) - VIOLATIONS_TOLD
+        raise ValueError("; ".join(violations[:VIOLATIONS_TOLD]) + (f"; and {more} more" if more > 0 else "")) from None
+    except Exception as error:
+        raise ValueError(_raised(error)) from error
+
+
+def _raised(error: Exception) -> str:
+    return f"a validator raised {type(error).__name__}: {error}"
+
+
 def adapter_of(hint: Any) -> TypeAdapter[Any]:
     """Return what reads values of a type from JSON.
 
@@ -455,6 +480,10 @@ def _plain_adapter(hint: Any) -> TypeAdapter[Any]:
         if error.code != "type-adapter-config-unused":
             raise
         return TypeAdapter(hint)
+
+
+def _violations(error: ValidationError) -> list[str]:
+    return [_violation(one) for one in error.errors(include_url=False, include_input=False)]
 
 
 def _violation(error: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from onward.journal import NOTHING, inline, seen
 from onward.log import RESERVED
 from onward.past import Record
 from onward.replay import Diverged
-from onward.signature import adapter_of, schema_of
+from onward.signature import adapter_of, schema_of, value_of
 from onward.turns import NEVER
 from onward.v1.event_pb2 import WAIT_KIND_SIGNAL, WAIT_KIND_TIMER, InputRequested, WaitKind
 from onward.v1.run_pb2 import Payload, RunError
@@ -141,7 +141,7 @@ async def _signal(name: str, signal: str, type: Any, timeout: Duration | None, r
 
 def _fitting(adapter: TypeAdapter[Any], value: Payload) -> Any:
     # As strict as the JSON Schema that a sender is held to.
-    return adapter.validate_json(value.data or b"null", strict=True)
+    return value_of(adapter, value.data or b"null", strict=True)
 
 
 def _nothing(value: Payload) -> None:

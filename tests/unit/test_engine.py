@@ -9,9 +9,10 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator, BaseModel
 
 from onward import ComponentError, component, publish, status, testing, workflow
 from onward.engine import Attempt
@@ -550,6 +551,51 @@ async def test_an_input_that_does_not_fit_fails_the_run() -> None:
     assert events[-1].run_state_changed.error.reason == "INPUT_INVALID"
     events = await Holding(flow, input=Payload(blob_uri="gone")).run()
     assert events[-1].run_state_changed.error.reason == "INPUT_INVALID"
+
+
+async def test_an_input_that_is_wrong_in_too_many_places_to_tell_fails_the_run() -> None:
+    """With the first of them: an error that the log does not take would leave the run to one executor after another."""
+
+    @workflow
+    async def flow(numbers: list[int]) -> int:
+        return len(numbers)
+
+    data = b'{"numbers":[%b]}' % b",".join([b'"?"'] * 50_000)
+    events = await Holding(flow, input=Payload(data=data)).run()
+    error = events[-1].run_state_changed.error
+    assert error.reason == "INPUT_INVALID"
+    assert error.message.startswith("numbers.0: ")
+    assert len(error.message) <= 8 * 1024
+
+
+async def test_a_validator_that_fails_says_that_an_input_or_a_result_does_not_fit() -> None:
+    """Whatever it raises: nobody who calls can have a run go from executor to executor, and a result has its check."""
+
+    def known(name: str) -> str:
+        if name != "tea":
+            raise KeyError(name)
+        return name
+
+    class Choice(BaseModel):
+        name: Annotated[str, AfterValidator(known)]
+
+    @component
+    async def give() -> Choice:
+        return Choice.model_construct(name="coffee")
+
+    @workflow
+    async def flow(choice: Choice) -> str:
+        try:
+            await give()
+        except ComponentError as error:
+            return error.reason
+        return "nothing"
+
+    refused = await Holding(flow, input=Payload(data=b'{"choice":{"name":"coffee"}}')).run()
+    error = refused[-1].run_state_changed.error
+    assert (error.reason, error.message) == ("INPUT_INVALID", "a validator raised KeyError: 'coffee'")
+    events = await Holding(flow, input=Payload(data=b'{"choice":{"name":"tea"}}')).run()
+    assert events[-1].run_state_changed.output.data == b'"OUTPUT_INVALID"'
 
 
 async def test_no_input_is_an_empty_object() -> None:

@@ -708,6 +708,38 @@ async def test_another_component_pauses_the_run() -> None:
     assert "the log has one({}) at offset 3, and now two({}) was called" in end.message
 
 
+@pytest.mark.parametrize("private", [False, True])
+async def test_a_result_that_the_code_does_not_read_any_more_pauses_the_run(private: bool) -> None:
+    """Wrong in however many places, it tells some of them; and not what it is, which may be private."""
+    many = ["hush"] * 50_000
+
+    @component.private(private)
+    async def old() -> list[str]:
+        return many
+
+    @component.private(private)
+    async def new() -> list[int]:
+        return []
+
+    changed = False
+
+    @workflow
+    async def flow() -> int:
+        given = await (new if changed else old).named("give")()
+        await stop()
+        return len(given)
+
+    memory = MemoryRun()
+    await attempt(flow, memory, dies_after=5)
+    changed = True
+    await attempt(flow, memory)
+    error = memory.events[-1].run_state_changed.error
+    assert error.reason == "NON_DETERMINISTIC"
+    assert "give does not read the result it has in the log: 0: Input should be a valid integer" in error.message
+    assert "and 49990 more" in error.message
+    assert "hush" not in error.message
+
+
 async def test_a_private_input_is_not_told() -> None:
     """Not even when it differs."""
     word = "hush-1"

@@ -7,10 +7,10 @@ import gc
 import weakref
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from tests.unit.test_replay import attempt, kinds, of
 
 import onward
@@ -317,6 +317,38 @@ async def test_a_signal_that_does_not_fit_is_passed_over(eager: None) -> None:
     await parked(ask, memory)
     memory.signal("n", b"7")
     assert await ended(ask, memory) == '[7,"early"]'
+
+
+TABLE = {"tea": 1}
+
+
+def in_table(name: str) -> str:
+    TABLE[name]
+    return name
+
+
+class Choice(BaseModel):
+    name: Annotated[str, AfterValidator(in_table)]
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_signal_at_which_a_validator_fails_does_not_fit(early: bool) -> None:
+    """Whatever the user's code raises there: who sends a signal can end neither the attempt nor the run by it."""
+
+    @workflow
+    async def ask() -> str:
+        return (await onward.signal("choice", Choice)).name
+
+    memory = MemoryRun()
+    if early:
+        memory.signal("choice", b'{"name":"nothing of that"}')
+    running = asyncio.create_task(attempt(ask, memory))
+    await until(lambda: of(memory.events, "component_started"))
+    if not early:
+        memory.signal("choice", b'{"name":"nothing of that"}')
+    memory.signal("choice", b'{"name":"tea"}')
+    await running
+    assert memory.events[-1].run_state_changed.output.data == b'"tea"'
 
 
 async def test_a_cancelled_wait_took_nothing(eager: None) -> None:
