@@ -10,6 +10,7 @@ from onward_gateway.app import Unprotected, serve
 from onward_gateway.settings import Settings
 from onward_runlog.errors import StoreUnfit
 from onward_serving.process import announce, log_to_stderr, stop_on_signals
+from onward_serving.tls import TlsInvalid
 
 
 async def run(settings: Settings) -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(run(Settings.from_env()))
-    except (OSError, StoreUnfit, Unprotected, KeysInvalid) as error:
+    except (OSError, StoreUnfit, Unprotected, KeysInvalid, TlsInvalid) as error:
         sys.exit(f"onward gateway: {error}")
 
 

@@ -27,6 +27,7 @@ from onward_runlog.reader import Reader
 from onward_runlog.settled import Settling
 from onward_runlog.store import open_store
 from onward_serving.server import serving
+from onward_serving.tls import certificate
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ async def opened(settings: Settings, *, listening: Callable[[Doors], None] = lam
         StoreUnfit: The store may lose what it acknowledged.
         Unprotected: A door that others can reach would ask for no API key.
         KeysInvalid: The file of API keys cannot be read.
+        TlsInvalid: A certificate or its key cannot be used.
     """
+    shown = certificate(settings.tls_cert, settings.tls_key)
     access = _access(settings)
     calls = Calls(settings, access)
 
@@ -71,8 +74,14 @@ async def opened(settings: Settings, *, listening: Callable[[Doors], None] = lam
 
     async with (
         contextlib.AsyncExitStack() as below,  # what calls work with: closed when none is left
-        http_door(settings, calls, access) as http,
-        serving(add, settings.grpc, services=[SERVICE], grace_s=settings.shutdown_grace_s) as server,
+        http_door(settings, calls, access, shown) as http,
+        serving(
+            add,
+            settings.grpc,
+            services=[SERVICE],
+            grace_s=settings.shutdown_grace_s,
+            credentials=shown.credentials() if shown else None,
+        ) as server,
     ):
         doors = Doors(server.address, http)
         listening(doors)
@@ -130,7 +139,7 @@ async def _work(settings: Settings) -> AsyncIterator[Work]:
         settling = Settling(reader)
         feed = await enter(Feed(store, reader).following())
         deployments = await enter(Deployments(store).following())
-        submitting = await enter(schedulers(settings.schedulers))
+        submitting = await enter(schedulers(settings.schedulers, settings.peers))
         yield Work(
             reader=reader,
             feed=feed,

@@ -183,6 +183,7 @@ def check_list(request: ListRunsRequest) -> int:
         checks.run_id(request.parent_run_id, "parent_run_id")
     known = set(RunState.values()) - {RunState.RUN_STATE_UNSPECIFIED}
     checks.that(known.issuperset(request.states), "states", "RUN_STATE_QUEUED to RUN_STATE_CANCELLED")
+    checks.that(len(request.labels) <= LABELS_MAX, "labels", f"at most {LABELS_MAX}, as a run has no more")
     size = _page_size(checks, request.page_size, RUNS_PAGE_SIZE)
     checks.done()
     return size

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from onward_serving.tls import Peers, path_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,12 @@ class Settings:
     """The file of API keys. With one, every call needs a key, which also names its tenant."""
     allow_anonymous: bool = False
     """Serve callers without a key elsewhere than on loopback, too: whoever reaches a door may do everything."""
+    tls_cert: Path | None = None
+    """The certificate of both doors, with its chain, in PEM. With one they encrypt, and without one they do not."""
+    tls_key: Path | None = None
+    """Its key."""
+    peers: Peers = field(default_factory=Peers)
+    """How Schedulers know this Gateway, and it them."""
     http_hosts: tuple[str, ...] = ()
     """Names, beside those of loopback, by which callers without a key may know the HTTP door."""
     cors_origins: tuple[str, ...] = ()
@@ -49,9 +57,10 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER, ONWARD_GRPC, ONWARD_HTTP, ONWARD_NAMESPACE, ONWARD_KEYS,
-        ONWARD_ALLOW_ANONYMOUS, ONWARD_HTTP_HOSTS, ONWARD_CORS_ORIGINS, ONWARD_HTTP_CONNECTIONS_MAX, ONWARD_STREAMS_MAX,
-        ONWARD_NAMESPACE_STREAMS_MAX, ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S,
-        ONWARD_SHUTDOWN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE. Lists are separated by commas.
+        ONWARD_ALLOW_ANONYMOUS, ONWARD_TLS_CERT, ONWARD_TLS_KEY, what Peers read, ONWARD_HTTP_HOSTS,
+        ONWARD_CORS_ORIGINS, ONWARD_HTTP_CONNECTIONS_MAX, ONWARD_STREAMS_MAX, ONWARD_NAMESPACE_STREAMS_MAX,
+        ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S, ONWARD_SHUTDOWN_GRACE_S and
+        ONWARD_ALLOW_UNFIT_STORE. Lists are separated by commas.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
@@ -59,8 +68,11 @@ class Settings:
             grpc=env.get("ONWARD_GRPC", cls.grpc),
             http=env.get("ONWARD_HTTP", cls.http),
             namespace=env.get("ONWARD_NAMESPACE", cls.namespace),
-            keys=Path(env["ONWARD_KEYS"]) if env.get("ONWARD_KEYS") else None,
+            keys=path_in(env, "ONWARD_KEYS"),
             allow_anonymous=env.get("ONWARD_ALLOW_ANONYMOUS", "") == "1",
+            tls_cert=path_in(env, "ONWARD_TLS_CERT"),
+            tls_key=path_in(env, "ONWARD_TLS_KEY"),
+            peers=Peers.from_env(env),
             http_hosts=listed(env.get("ONWARD_HTTP_HOSTS", "")),
             cors_origins=listed(env.get("ONWARD_CORS_ORIGINS", "")),
             http_connections_max=int(env.get("ONWARD_HTTP_CONNECTIONS_MAX", cls.http_connections_max)),

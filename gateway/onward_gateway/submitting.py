@@ -34,7 +34,7 @@ from onward.v1.scheduler_service_pb2 import (
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from onward_runlog.runs import new_run_id
 from onward_serving.errors import Refused
-from onward_serving.server import CHANNEL_OPTIONS
+from onward_serving.tls import Peers
 
 if TYPE_CHECKING:
     from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
@@ -137,14 +137,15 @@ class Schedulers:
 
 
 @contextlib.asynccontextmanager
-async def schedulers(addresses: Sequence[str]) -> AsyncIterator[Schedulers]:
-    """Hold a channel to each Scheduler. None needs to be there yet."""
+async def schedulers(addresses: Sequence[str], peers: Peers) -> AsyncIterator[Schedulers]:
+    """Hold a channel to each Scheduler. None needs to be there yet.
+
+    Raises:
+        TlsInvalid: What `peers` names cannot be used.
+    """
     async with contextlib.AsyncExitStack() as channels:
         stubs = [
-            SchedulerServiceStub(
-                await channels.enter_async_context(grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS))
-            )
-            for address in addresses
+            SchedulerServiceStub(await channels.enter_async_context(peers.channel(address))) for address in addresses
         ]
         yield Schedulers(stubs)
 

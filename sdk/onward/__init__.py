@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onward.errors import RunFailed as RunFailed
     from onward.errors import RunNotFound as RunNotFound
     from onward.errors import Unavailable as Unavailable
+    from onward.errors import Untrusted as Untrusted
     from onward.errors import WaitTimeout as WaitTimeout
     from onward.errors import WorkflowNotFound as WorkflowNotFound
     from onward.errors import WrongState as WrongState
@@ -86,6 +87,7 @@ _HOMES = {
             "RunFailed",
             "RunNotFound",
             "Unavailable",
+            "Untrusted",
             "WaitTimeout",
             "WorkflowNotFound",
             "WrongState",

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -61,15 +62,17 @@ class Client:
     twice by that: starting and signalling carry a request_id.
 
     Args:
-        address: HOST:PORT of a Gateway, or of several, separated by commas. By default ONWARD_GATEWAY, else
-            127.0.0.1:50051.
+        address: HOST:PORT of a Gateway, or https://HOST:PORT of one that encrypts, or several, separated by commas. By
+            default ONWARD_GATEWAY, else 127.0.0.1:50051.
         patience: How long a call, or a stream without any progress, goes on while nobody answers.
         heartbeat: Longest silence asked of a Gateway, 1 to 60 s; a stream silent for twice as long is replaced.
         api_key: Sent with every call, to every Gateway, as it is: on a network that others can read, only through
             what encrypts. By default ONWARD_API_KEY, else none.
+        ca: File of the authorities, in PEM, whose certificates a Gateway that encrypts may show. By default ONWARD_CA,
+            else those that are known to everybody.
 
     Raises:
-        ValueError: `address` holds none, or `api_key` cannot be one.
+        ValueError: `address` holds none, `api_key` cannot be one, or `ca` cannot be read.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Client:
         patience: Duration = 60,
         heartbeat: Duration = 10,
         api_key: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
     ) -> None:
         address = os.environ.get("ONWARD_GATEWAY", DEFAULT_ADDRESS) if address is None else address
         addresses = [each.strip() for each in address.split(",") if each.strip()]
@@ -87,7 +91,8 @@ class Client:
         api_key = os.environ.get("ONWARD_API_KEY", "") if api_key is None else api_key
         if not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("an API key is printable ASCII")  # not said: the key itself
-        self._gateways = Gateways(addresses, seconds(patience), api_key)
+        ca = os.environ.get("ONWARD_CA", "") if ca is None else ca
+        self._gateways = Gateways(addresses, seconds(patience), api_key, _authorities(ca) if ca else None)
         self._heartbeat_s = seconds(heartbeat)
         self._thread: LoopThread | None = None
 
@@ -715,6 +720,16 @@ def _position(after: int | str | None, last: int | None) -> gateway.Position:
     if isinstance(after, str):
         return gateway.Position(after_cursor=after)
     return gateway.Position() if after is None else gateway.Position(after_offset=after)
+
+
+def _authorities(path: str | os.PathLike[str]) -> bytes:
+    try:
+        found = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"the authorities in {path} (ONWARD_CA) cannot be read: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in found:
+        raise ValueError(f"{path} (ONWARD_CA) holds no certificate in PEM")
+    return found
 
 
 def _duration(duration: Duration) -> DurationMessage:

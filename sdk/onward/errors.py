@@ -14,6 +14,7 @@ OnwardError
     ├── WrongState          the run is not in a state that allows this
     ├── PositionLost        the log cannot be read from there: trimmed, ahead of the newest event, or rebuilt
     ├── Denied              no credentials, or not for this
+    ├── Untrusted           what answers shows no certificate that is believed; nothing was sent to it
     ├── LimitReached        a limit of the namespace was reached
     ├── Unavailable         nobody answers, even after retries; the outcome of a write is unknown
     └── InternalError       a bug in the server; the message holds an id that its log holds too
@@ -148,6 +149,10 @@ class PositionLost(RequestError):
 
 class Denied(RequestError):
     """No credentials, or not for this."""
+
+
+class Untrusted(RequestError):
+    """What answers at a Gateway's address shows no certificate that is believed: nothing was sent to it."""
 
 
 class LimitReached(RequestError):

@@ -46,12 +46,18 @@ class Gateways:
     All calls go to one Gateway until it fails or hands over; then all go to the next.
 
     Args:
-        addresses: HOST:PORT of each.
+        addresses: HOST:PORT of each, or https://HOST:PORT for one that encrypts.
         patience_s: Seconds that a call, or a stream without progress, goes on while nobody answers.
         api_key: Sent with every call; empty sends none.
+        ca: Authorities to believe, in PEM, where one encrypts; None is those that are known to everybody.
+
+    Raises:
+        ValueError: One is no address.
     """
 
-    def __init__(self, addresses: Sequence[str], patience_s: float, api_key: str = "") -> None:
+    def __init__(self, addresses: Sequence[str], patience_s: float, api_key: str = "", ca: bytes | None = None) -> None:
+        self._targets = {address: _target(address) for address in addresses}
+        self._ca = ca
         self.addresses = addresses
         self._patience_s = patience_s
         self._credentials = [("authorization", f"Bearer {api_key}")] if api_key else []
@@ -76,7 +82,12 @@ class Gateways:
             raise RuntimeError("the client is closed")
         address = self.address
         if address not in self._stubs:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, _OPTIONS)
+            encrypted, target = self._targets[address]
+            if encrypted:
+                channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(self._ca), _OPTIONS)
+            else:
+                channel = grpc.aio.insecure_channel(target, _OPTIONS)
+            self._channels[address] = channel
             self._stubs[address] = GatewayServiceStub(channel)
         return self._stubs[address]
 
@@ -143,6 +154,15 @@ class Gateways:
         self._closed = True
         for channel in self._channels.values():
             await channel.close()
+
+
+def _target(address: str) -> tuple[bool, str]:
+    """Return whether a Gateway encrypts, and what gRPC calls its address."""
+    scheme, separator, target = address.rpartition("://")
+    target = target.removesuffix("/")
+    if separator and (scheme not in ("http", "https") or "/" in target):
+        raise ValueError(f"{address!r} is no address of a Gateway: HOST:PORT, or https://HOST:PORT where it encrypts")
+    return scheme == "https", target
 
 
 class Stream(Generic[Request, Answer]):

@@ -49,6 +49,10 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.RequestError]] = {
 }
 
 
+_NOT_BELIEVED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed", "WRONG_VERSION_NUMBER")
+"""What gRPC says of a certificate that is from nobody known, of one for another name, and of a server that has none."""
+
+
 def error_of(failure: grpc.aio.AioRpcError) -> errors.RequestError:
     """Return the error that a failed call means."""
     info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
@@ -56,9 +60,14 @@ def error_of(failure: grpc.aio.AioRpcError) -> errors.RequestError:
         for known in (info, bad_request, retry):
             detail.Unpack(known)
     reason = info.reason.removeprefix("ERROR_REASON_")
+    told = failure.details() or failure.code().name
+    if failure.code() is grpc.StatusCode.UNAVAILABLE and any(each in told for each in _NOT_BELIEVED):
+        return errors.Untrusted(
+            f"the Gateway is not believed to be one; ONWARD_CA names authorities to believe: {told}"
+        )
     kind = _BY_REASON.get(reason) or _BY_CODE.get(failure.code(), errors.InternalError)
     return kind(
-        failure.details() or failure.code().name,
+        told,
         reason=reason,
         metadata=info.metadata,
         violations=[f"{each.field}: {each.description}" for each in bad_request.field_violations],

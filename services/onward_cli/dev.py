@@ -14,7 +14,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from google.protobuf.duration_pb2 import Duration
-from grpc import aio
+from grpc.aio import AioRpcError
 from rich.console import Console
 from rich.text import Text
 from watchfiles import PythonFilter, awatch
@@ -30,6 +30,7 @@ from onward_runlog import registry
 from onward_runlog.store import open_store
 from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
+from onward_serving.tls import Peers
 
 RELOAD_GRACE_S = 24 * 3600
 """How long runs in flight may go on in executors with the code before a change."""
@@ -95,6 +96,7 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
                     grpc=settings.grpc,
                     http=settings.http,
                     cors_origins=settings.cors_origins,
+                    peers=Peers.from_env(),
                 )
             )
         )
@@ -310,10 +312,10 @@ async def _retire(executors: Sequence[Child]) -> None:
     grace = Duration()
     grace.FromSeconds(RELOAD_GRACE_S)
     for executor in executors:
-        async with aio.insecure_channel(executor.addresses["grpc"]) as channel:
+        async with Peers.from_env().channel(executor.addresses["grpc"]) as channel:
             try:
                 await ExecutorServiceStub(channel).Drain(DrainRequest(grace=grace), timeout=RETIRE_TIMEOUT_S)
-            except aio.AioRpcError:
+            except AioRpcError:
                 executor.terminate()
 
 

@@ -32,6 +32,11 @@ def gateway(
             negative="",
         ),
     ] = None,
+    tls_cert: Annotated[
+        str | None,
+        Parameter(help="Certificate of both ports, with its chain, in PEM: then they encrypt. [env: ONWARD_TLS_CERT]"),
+    ] = None,
+    tls_key: Annotated[str | None, Parameter(help="Its key, in PEM. [env: ONWARD_TLS_KEY]")] = None,
     namespace: Annotated[str | None, Parameter(help="Tenant of callers without an API key.")] = None,
     cors_origin: Annotated[
         str | None,
@@ -61,6 +66,8 @@ def gateway(
             grpc=grpc,
             http=http,
             keys=Path(keys) if keys else None,
+            tls_cert=Path(tls_cert) if tls_cert else None,
+            tls_key=Path(tls_key) if tls_key else None,
             allow_anonymous=allow_anonymous,
             namespace=namespace,
             cors_origins=addresses(cors_origin),

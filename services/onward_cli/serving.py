@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from onward_cli.children import PARENT, die_with_parent
 from onward_runlog.errors import StoreUnfit
 from onward_serving.process import log_to_stderr, stop_on_signals
+from onward_serving.tls import TlsInvalid
 
 Server = TypeVar("Server")
 
@@ -51,7 +52,8 @@ def serve(
         name: What it is called in traces, unless OTEL_SERVICE_NAME names it.
         open: Gives the server, which serves inside its block; takes the event that ends it.
         ready: Called when it serves.
-        failures: What else may keep it from serving, beside a taken address and an unfit store.
+        failures: What else may keep it from serving, beside a taken address, an unfit store and certificates
+            that cannot be used.
         log_level: Unless ONWARD_LOG_LEVEL names another.
         starts_processes: Keeps it on asyncio's own loop. uvloop forks to start a process, which gRPC, with its threads,
             warns of each time; in tests, on a busy machine, some of those processes ended before they had begun.
@@ -61,7 +63,7 @@ def serve(
         sys.dont_write_bytecode = True
     die_with_parent()
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
-    known: tuple[type[Exception], ...] = (OSError, StoreUnfit, *failures)
+    known: tuple[type[Exception], ...] = (OSError, StoreUnfit, TlsInvalid, *failures)
     factory = None if starts_processes else _loop_factory()
     try:
         with _traced(name), asyncio.Runner(loop_factory=factory) as runner:

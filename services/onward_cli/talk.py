@@ -52,7 +52,11 @@ class Talk:
 
     gateway: Annotated[
         str,
-        Parameter(env_var=_ADDRESS, help="HOST:PORT of a Gateway, or of several, separated by commas."),
+        Parameter(
+            env_var=_ADDRESS,
+            help="HOST:PORT of a Gateway, https://HOST:PORT where it encrypts; several are separated by commas. "
+            "ONWARD_CA names a file of authorities to believe.",
+        ),
     ] = DEFAULT_ADDRESS
     output: Annotated[
         Literal["text", "json"],

@@ -64,6 +64,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
     Raises:
         OSError: The address is taken.
         StoreUnfit: The store may lose what it acknowledges.
+        TlsInvalid: A certificate or its key cannot be used.
         onward.loading errors: The user's code cannot be loaded.
     """
     served = load(settings.target)
@@ -98,7 +99,9 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         def add(server: grpc.aio.Server) -> None:
             add_ExecutorServiceServicer_to_server(servicer, server)
 
-        server = await stack.enter_async_context(serving(add, settings.listen, services=[SERVICE], grace_s=END_S))
+        server = await stack.enter_async_context(
+            serving(add, settings.listen, services=[SERVICE], grace_s=END_S, credentials=settings.peers.server())
+        )
         executor.address = settings.advertise or _reachable(server)
         known = asyncio.Event()
 
@@ -107,7 +110,8 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             known.set()
 
         registering = asyncio.create_task(
-            register_for_ever(executor, settings.schedulers, registered=registered), name="registration"
+            register_for_ever(executor, settings.schedulers, settings.peers, registered=registered),
+            name="registration",
         )
 
         async def retire() -> None:

@@ -11,7 +11,7 @@ import grpc
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.scheduler_service_pb2 import RegisterExecutorRequest
 from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
-from onward_serving.server import CHANNEL_OPTIONS
+from onward_serving.tls import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +20,17 @@ RETRY_S = 0.2
 
 
 async def register_for_ever(
-    executor: Executor, schedulers: Sequence[str], *, registered: Callable[[float], None]
+    executor: Executor, schedulers: Sequence[str], peers: Peers, *, registered: Callable[[float], None]
 ) -> None:
     """Register every third of the lease time with the first Scheduler that answers, until cancelled.
 
     Args:
         executor: Who this is, with its workflows.
         schedulers: HOST:PORT of each Scheduler.
+        peers: How they know this one.
         registered: Called after each success with the lease time in seconds.
     """
-    channels = [grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for address in schedulers]
+    channels = [peers.channel(address) for address in schedulers]
     stubs = [SchedulerServiceStub(channel) for channel in channels]
     request = RegisterExecutorRequest(executor=executor)
     missing = False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from onward_serving.tls import Peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +27,15 @@ class Settings:
     """Name of this build of the user's code; made from its content unless given."""
     drain_grace_s: float = 30.0
     """How long runs may go on after SIGTERM before they are handed over to another executor."""
+    peers: Peers = field(default_factory=Peers)
+    """How Schedulers know this executor, and it them."""
     allow_unfit_store: bool = False
     """Serve also from a store that may lose what it acknowledged."""
 
     @classmethod
     def from_env(cls, target: str, env: Mapping[str, str] = os.environ) -> Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER (comma-separated), ONWARD_EXECUTOR_LISTEN, ONWARD_EXECUTOR_ADVERTISE,
-        ONWARD_SLOTS, ONWARD_DEPLOYMENT, ONWARD_DRAIN_GRACE_S and ONWARD_ALLOW_UNFIT_STORE.
+        ONWARD_SLOTS, ONWARD_DEPLOYMENT, ONWARD_DRAIN_GRACE_S, ONWARD_ALLOW_UNFIT_STORE, and what Peers read.
         """
         return cls(
             target=target,
@@ -42,5 +46,6 @@ class Settings:
             slots=int(env.get("ONWARD_SLOTS", cls.slots)),
             deployment=env.get("ONWARD_DEPLOYMENT", cls.deployment),
             drain_grace_s=float(env.get("ONWARD_DRAIN_GRACE_S", cls.drain_grace_s)),
+            peers=Peers.from_env(env),
             allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
         )

@@ -44,6 +44,7 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
     Raises:
         OSError: The address is taken.
         StoreUnfit: The store may lose what it acknowledges.
+        TlsInvalid: A certificate or its key cannot be used.
     """
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
@@ -51,7 +52,11 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
         runs = Runs(store, retention_s=settings.retention_s, cancel_grace_s=settings.cancel_grace_s, on_end=_emit_span)
         dispatcher = await stack.enter_async_context(
             Dispatcher(
-                store, runs, lease_ttl_s=settings.lease_ttl_s, cancel_grace_s=settings.cancel_grace_s
+                store,
+                runs,
+                settings.peers,
+                lease_ttl_s=settings.lease_ttl_s,
+                cancel_grace_s=settings.cancel_grace_s,
             ).dispatching()
         )
         always = Workflow(on_run_end=settings.on_run_end, on_run_paused=settings.on_run_paused)
@@ -67,7 +72,13 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
             add_SchedulerServiceServicer_to_server(servicer, server)
 
         server = await stack.enter_async_context(
-            serving(add, settings.listen, services=[SERVICE], grace_s=settings.shutdown_grace_s)
+            serving(
+                add,
+                settings.listen,
+                services=[SERVICE],
+                grace_s=settings.shutdown_grace_s,
+                credentials=settings.peers.server(),
+            )
         )
         adopting = Adopting(runs, deployments, after_s=settings.adopt_after_s)
         sweeper = Sweeper(store, runs, dispatcher, adopting, lease_ttl_s=settings.lease_ttl_s)

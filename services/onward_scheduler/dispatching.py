@@ -21,6 +21,7 @@ from onward_runlog.staging import Staged
 from onward_runlog.store import Store
 from onward_runlog.subscription import messages
 from onward_scheduler.fleet import Fleet, Link
+from onward_serving.tls import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Dispatcher:
         cancel_grace_s: How long user code may clean up, in seconds.
     """
 
-    def __init__(self, store: Store, runs: Runs, *, lease_ttl_s: float, cancel_grace_s: float) -> None:
+    def __init__(self, store: Store, runs: Runs, peers: Peers, *, lease_ttl_s: float, cancel_grace_s: float) -> None:
         self._store = store
         self._runs = runs
         self._lease_ttl_s = lease_ttl_s
@@ -48,7 +49,7 @@ class Dispatcher:
         self._queued: dict[str, dict[str, None]] = {}
         self._wanted = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.fleet = Fleet(on_room=self._on_room, on_death=self._on_death)
+        self.fleet = Fleet(on_room=self._on_room, on_death=self._on_death, peers=peers)
 
     @contextlib.asynccontextmanager
     async def dispatching(self) -> AsyncIterator[Dispatcher]:

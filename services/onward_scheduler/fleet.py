@@ -13,7 +13,7 @@ import grpc
 
 from onward.v1.executor_service_pb2 import Executor, WatchRequest, WatchResponse
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
-from onward_serving.server import CHANNEL_OPTIONS
+from onward_serving.tls import Peers, TlsInvalid
 
 if TYPE_CHECKING:
     from onward.v1.executor_service_pb2_grpc import ExecutorServiceAsyncStub
@@ -80,9 +80,13 @@ class Fleet:
     Args:
         on_room: Called when an executor may have room for another run of its deployment.
         on_death: Awaited with the id of an executor that is proven dead.
+        peers: How executors know who watches them.
     """
 
-    def __init__(self, *, on_room: Callable[[str], None], on_death: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self, *, on_room: Callable[[str], None], on_death: Callable[[str], Awaitable[None]], peers: Peers
+    ) -> None:
+        self._peers = peers
         self._on_room = on_room
         self._on_death = on_death
         self._links: dict[str, Link] = {}
@@ -107,7 +111,11 @@ class Fleet:
         """Begin to watch an executor that is not watched yet."""
         if executor.executor_id in self._links:
             return
-        channel = grpc.aio.insecure_channel(executor.address, options=CHANNEL_OPTIONS)
+        try:
+            channel = self._peers.channel(executor.address)
+        except TlsInvalid as error:  # renewed by halves, perhaps: it is met again a second later
+            logger.warning("executor %s cannot be watched: %s", executor.executor_id, error)
+            return
         link = Link(Executor(), channel, ExecutorServiceStub(channel))
         link.executor.CopyFrom(executor)
         self._links[executor.executor_id] = link

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from onward_serving.tls import Peers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -33,6 +35,8 @@ class Settings:
     """The same for every run that is PAUSED."""
     webhook_secret: str = field(default="", repr=False)
     """Signs webhooks: "whsec_" and base64, or any text. Empty leaves them unsigned."""
+    peers: Peers = field(default_factory=Peers)
+    """How Gateways and executors know this Scheduler, and it them."""
     allow_unfit_store: bool = False
     """Serve also from a store that may lose what it acknowledged."""
 
@@ -40,7 +44,7 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER_LISTEN, ONWARD_LEASE_TTL_S, ONWARD_RETENTION_S,
         ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S, ONWARD_ADOPT_AFTER_S, ONWARD_ALLOW_UNFIT_STORE,
-        ONWARD_ON_RUN_END and ONWARD_ON_RUN_PAUSED (comma-separated), and ONWARD_WEBHOOK_SECRET.
+        ONWARD_ON_RUN_END and ONWARD_ON_RUN_PAUSED (comma-separated), ONWARD_WEBHOOK_SECRET, and what Peers read.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
@@ -53,6 +57,7 @@ class Settings:
             on_run_end=_listed(env.get("ONWARD_ON_RUN_END", "")),
             on_run_paused=_listed(env.get("ONWARD_ON_RUN_PAUSED", "")),
             webhook_secret=env.get("ONWARD_WEBHOOK_SECRET", ""),
+            peers=Peers.from_env(env),
             allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
         )
 

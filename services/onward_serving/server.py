@@ -21,6 +21,7 @@ OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),  # clients may ping idle streams (gRFC A8)
     ("grpc.max_concurrent_streams", 100_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects says so, and does not only hold a connection
 ]
 """See gRFC A8 and A9. Streams end by Handoff, so there is no maximum connection age."""
 
@@ -66,7 +67,12 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    add: Callable[[grpc.aio.Server], None], listen: str, *, services: Sequence[str], grace_s: float
+    add: Callable[[grpc.aio.Server], None],
+    listen: str,
+    *,
+    services: Sequence[str],
+    grace_s: float,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve until the block ends; RPCs under way then have `grace_s` seconds before they are cancelled.
 
@@ -75,6 +81,7 @@ async def serving(
         listen: HOST:PORT; port 0 picks a free one.
         services: Full names of the services, for health checks and reflection.
         grace_s: Seconds.
+        credentials: What it encrypts with; None does not.
 
     Raises:
         OSError: Nothing can listen there.
@@ -85,7 +92,10 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(listen)
+        if credentials is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {listen}: is it in use? Port 0 picks a free one") from error
     await server.start()

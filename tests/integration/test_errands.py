@@ -26,13 +26,14 @@ from onward_scheduler.accepting import Accepting
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.errands import Errands
 from onward_scheduler.outbox import Later
+from onward_serving.tls import Peers
 
 
 @pytest.fixture
 async def errands(store: Store, runs: Runs) -> AsyncIterator[Errands]:
     async with (
         Deployments(store).following() as deployments,
-        Dispatcher(store, runs, lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher,
+        Dispatcher(store, runs, Peers(), lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher,
     ):
         yield Errands(runs, dispatcher, Accepting(runs, dispatcher, deployments, Workflow()))
 

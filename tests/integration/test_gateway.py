@@ -225,6 +225,9 @@ async def test_a_malformed_request_is_told_with_everything_that_is_wrong(door: D
     assert set(failure.violations) == {"workflow", "run_id", "priority"}
     failure = await refused(door.stub.ListRuns(ListRunsRequest(page_token="nonsense")))
     assert (failure.reason, set(failure.violations)) == ("REQUEST_INVALID", {"page_token"})
+    many = ListRunsRequest(labels={str(number): "" for number in range(33)})
+    failure = await refused(door.stub.ListRuns(many))
+    assert (failure.reason, set(failure.violations)) == ("REQUEST_INVALID", {"labels"})
     large = StartRunRequest(workflow="blog", input=Payload(data=b" " * (3 * 1024 * 1024 + 1)))
     failure = await refused(door.stub.StartRun(large))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_LARGE")

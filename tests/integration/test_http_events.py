@@ -109,6 +109,8 @@ async def test_positions_that_cannot_be_read_are_loud(door: Door, store: Store, 
             ("?last=1&log_id=other", 410, "LOG_REBUILT"),
             (f"?after={cursor}&log_id=other", 410, "LOG_REBUILT"),
             ("?log_id=%C3%97", 400, "REQUEST_INVALID"),
+            ("?heartbeat_s=61", 400, "REQUEST_INVALID"),
+            ("?page_size=1001", 400, "REQUEST_INVALID"),
         ]:
             status_code, _, body = await get(door, f"/v1/runs/run/events{query}", headers)
             assert (status_code, json.loads(body)["reason"]) == (code, reason)

@@ -38,6 +38,7 @@ from onward_runlog.store import Store
 from onward_scheduler import app
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.settings import Settings
+from onward_serving.tls import Peers
 
 pytestmark = pytest.mark.usefixtures("one_partition")
 
@@ -86,7 +87,7 @@ async def serving(hand: Hand) -> AsyncIterator[Executor]:
 @contextlib.asynccontextmanager
 async def dispatching(store: Store, runs: Runs, executor: Executor) -> AsyncIterator[Dispatcher]:
     """A Dispatcher that knows of an executor with room."""
-    async with Dispatcher(store, runs, lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher:
+    async with Dispatcher(store, runs, Peers(), lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher:
         dispatcher.fleet.meet(executor)
 
         async def there() -> bool:
@@ -244,7 +245,7 @@ async def test_an_executor_that_lets_nobody_watch_is_asked_now_and_then(
     curt = Curt(code)
     async with (
         serving(curt) as executor,
-        Dispatcher(store, runs, lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher,
+        Dispatcher(store, runs, Peers(), lease_ttl_s=60, cancel_grace_s=1).dispatching() as dispatcher,
     ):
         dispatcher.fleet.meet(executor)
 

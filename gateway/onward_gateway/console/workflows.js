@@ -113,6 +113,7 @@ function snippet(language, name, value) {
   const json = JSON.stringify(input);
   const quoted = `'${json.replaceAll("'", "'\\''")}'`;
   const door = location.origin;
+  const plain = location.protocol === "https:" ? "" : "-plaintext ";
   switch (language) {
     case "curl":
       return `# start it, and get the run's id
@@ -141,11 +142,11 @@ asyncio.run(main())`;
     default:
       return `# the input is bytes: JSON in base64
 INPUT=$(printf %s ${quoted} | base64 | tr -d '\\n')
-grpcurl -plaintext \\
+grpcurl ${plain}\\
   -d '{"workflow": ${JSON.stringify(name)}, "input": {"data": "'$INPUT'"}}' \\
   "\${ONWARD_GATEWAY:-127.0.0.1:50051}" onward.v1.GatewayService/StartRun
 
-grpcurl -plaintext -d '{"run_id": "RUN_ID"}' \\
+grpcurl ${plain}-d '{"run_id": "RUN_ID"}' \\
   "\${ONWARD_GATEWAY:-127.0.0.1:50051}" onward.v1.GatewayService/SubscribeRun`;
   }
 }

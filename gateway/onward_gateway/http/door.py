@@ -19,6 +19,7 @@ from onward_gateway.calls import Calls
 from onward_gateway.http.application import HEAD_BYTES_MAX, application
 from onward_gateway.http.problems import Problem
 from onward_gateway.settings import Settings
+from onward_serving.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +36,47 @@ LINGER_S = 10.0
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to its process."""
+    """A server that leaves signals to its process, and bounds how long a client may take to agree on encryption."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server.startup, which leaves the handshake to a default of a minute."""
+        await self.lifespan.startup()
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            made: asyncio.Protocol = cast(Any, config.http_protocol_class)(
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=one,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=HEAD_S if config.ssl else None,
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
+
 
 @contextlib.asynccontextmanager
-async def http_door(settings: Settings, calls: Calls, access: Access) -> AsyncIterator[str]:
+async def http_door(
+    settings: Settings, calls: Calls, access: Access, shown: Certificate | None = None
+) -> AsyncIterator[str]:
     """Serve HTTP until the block ends, and yield HOST:PORT; requests under way then have the shutdown's grace.
+
+    Args:
+        settings: Where, and what it may cost.
+        calls: Answers.
+        access: Says who calls.
+        shown: With what it encrypts; None does not.
 
     Raises:
         OSError: Nothing can listen there.
@@ -74,6 +106,7 @@ async def http_door(settings: Settings, calls: Calls, access: Access) -> AsyncIt
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
             h11_max_incomplete_event_size=HEAD_BYTES_MAX,
+            ssl_context_factory=None if shown is None else lambda _config, _default: shown.context(),
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listening]), name="http door")

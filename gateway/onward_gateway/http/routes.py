@@ -31,7 +31,15 @@ from onward.v1.gateway_service_pb2 import (
 from onward.v1.run_pb2 import Payload, Run, RunState
 from onward_gateway.access import Access, Caller
 from onward_gateway.calls import Calls
-from onward_gateway.checking import GET_WAIT_MAX_S, INPUT_BYTES_MAX, SIGNAL_BYTES_MAX, is_json
+from onward_gateway.checking import (
+    GET_WAIT_MAX_S,
+    HEARTBEAT_MAX_S,
+    HEARTBEAT_MIN_S,
+    INPUT_BYTES_MAX,
+    PAGE_SIZE_MAX,
+    SIGNAL_BYTES_MAX,
+    is_json,
+)
 from onward_gateway.http import asking, media
 from onward_gateway.http.asking import Query, while_connected
 from onward_gateway.http.documents import (
@@ -265,6 +273,10 @@ async def events(door: Door, request: Request) -> ASGIApp:
     query = Query(request)
     position = query.position(last_event_id)
     view, size, heartbeat = query.view(), query.whole("page_size"), query.seconds("heartbeat_s")
+    # Each is for one form only, and checked in all: the same address may be asked for in another.
+    query.checks.that(0 <= size <= PAGE_SIZE_MAX, "page_size", f"from 1 to {PAGE_SIZE_MAX}")
+    if heartbeat is not None:
+        query.checks.duration(heartbeat, "heartbeat_s", least_s=HEARTBEAT_MIN_S, most_s=HEARTBEAT_MAX_S)
     query.done()
     if form == media.JSON:
         page = await door.calls.events(
