@@ -589,7 +589,7 @@ local function lose(keys, argv)
 end
 
 -- resume: ref, deployment ('' keeps it), event into QUEUED, events and bytes that the log may hold
--- Who was resumed and still goes on from there is a repeat's answer; with another deployment it is no repeat.
+-- Who was resumed or woken, and still goes on from there, is a repeat's answer; with another deployment it is no repeat.
 -- → {"missing"} | {"state", state} | {"full"} | {"ok", record}
 local function resume(keys, argv)
   local base, ref, deployment = keys[1], argv[1], argv[2]
@@ -608,7 +608,8 @@ local function resume(keys, argv)
       publish(base, appended)
       return { 'ok', redis.call('HGETALL', key) }
     end
-    local repeated = tonumber(run[2]) == CAUSE_RESUMED and deployment == run[3] and
+    local cause = tonumber(run[2])
+    local repeated = (cause == CAUSE_RESUMED or cause == CAUSE_WOKEN) and deployment == run[3] and
       (state == QUEUED or state == RUNNING)
     if not repeated then return { 'state', state } end
     return { 'ok', redis.call('HGETALL', key) }

@@ -26,6 +26,7 @@ from onward.v1.event_pb2 import AttemptCause
 from onward.v1.gateway_service_pb2 import SignalRunRequest
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys
+from onward_runlog.errors import WrongState
 from onward_runlog.listing import Filter, Listing
 from onward_runlog.runs import SWEEP_MAX, Runs
 from onward_runlog.store import Store
@@ -153,6 +154,17 @@ async def test_a_deadline_ends_a_parked_run(store: Store, runs: Runs) -> None:
     assert await runs.expel("default", "run") is not None
     assert (await runs.get("default", "run")).state == FAILED
     assert await places(store, run) == {"expiry"}
+
+
+async def test_a_resumption_whose_reply_was_lost_finds_the_parked_run_awake(store: Store, runs: Runs) -> None:
+    """The repeat changes nothing, and is no error; to another build it is none."""
+    run = await parked(store, runs, "go", wake_ms=3_600_000)
+    first = await runs.resume("default", "run")
+    assert await runs.resume("default", "run") == first
+    assert told(await log_of(store, run))[-1:] == ["QUEUED"]
+    assert first.log.last_offset == len(await log_of(store, run))
+    with pytest.raises(WrongState):
+        await runs.resume("default", "run", deployment="new")
 
 
 async def test_a_parked_run_can_be_moved_to_another_build(store: Store, runs: Runs) -> None:
