@@ -319,11 +319,19 @@ local function claim(keys, argv)
   return taken
 end
 
+local function whole(...)
+  for i = 1, select('#', ...) do
+    if not string.match(select(i, ...) or '', '^%d+$') then return false end
+  end
+  return true
+end
+
 -- Whether the arguments of append add up. A call that is cut or miscounted is refused before anything is written: half
--- of it in a log would be there for good.
+-- of it in a log would be there for good. So it is with park and lose, which executors call, too.
 local ENDINGS = { [''] = true, ['5'] = true, ['6'] = true, ['7'] = true, ['8'] = true }
 
 local function adds_up(argv)
+  if not whole(argv[1], argv[2], argv[3]) then return false end
   local at = 4
   while at <= #argv do
     local ending, used, n = string.gsub(argv[at + 3] or '', '^6 [%w_-]+$', '6'), argv[at + 6], tonumber(argv[at + 7])
@@ -444,6 +452,9 @@ end
 -- → {"ok" | "stale" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
 local function park(keys, argv)
   local base, ref, attempt, seq = keys[1], argv[1], tonumber(argv[2]), tonumber(argv[3])
+  if not whole(argv[5], argv[6], argv[9] ~= '' and argv[9] or '0', argv[10]) or #argv ~= 10 + tonumber(argv[10]) then
+    return redis.error_reply('ERR park: the arguments do not add up')
+  end
   local key = base .. ':' .. ref .. ':run'
   local run = load(key, 'state', 'attempt', 'holder', 'seq', 'committed', 'last', 'bytes', 'score')
   if not run then return { 'fenced', 0, 0, 0, 0 } end
@@ -543,6 +554,9 @@ end
 -- → {"stale"} | {"ok", state, record if this call ended the run}
 local function lose(keys, argv)
   local base, ref, attempt, why, expire = keys[1], argv[1], tonumber(argv[2]), argv[3], tonumber(argv[4])
+  if not whole(argv[4], argv[5]) or #argv ~= 10 then
+    return redis.error_reply('ERR lose: the arguments do not add up')
+  end
   local key = base .. ':' .. ref .. ':run'
   local run = load(key, 'state', 'attempt', 'holder', 'last', 'bytes', 'score', 'deployment', 'priority', 'fairness',
     'began', 'deaths', 'alone', 'start')

@@ -26,7 +26,7 @@ from tests.runlog import (
     told,
 )
 
-from onward.v1.event_pb2 import Event, StatusUpdated
+from onward.v1.event_pb2 import Event, RunWaiting, StatusUpdated
 from onward.v1.run_pb2 import Payload, Run, RunError, RunState
 from onward.v1.wake_pb2 import Wake
 from onward_runlog import keys
@@ -256,6 +256,42 @@ async def test_a_call_that_does_not_add_up_writes_nothing(store: Store, run: Run
     with pytest.raises(ResponseError, match="do not add up"):
         await append_all(store, BASE, arguments)
     assert (await append(store, run, 1, 1, status("a"))).last_offset == 2
+
+
+@pytest.mark.parametrize(
+    "limits", [["", 9, 9], [9, "x", 9], [9, 1_000_000, ""], [9, 1_000_000, "nan"], [9, 1_000_000, "1.5"]]
+)
+async def test_limits_that_are_no_numbers_write_nothing(store: Store, run: Run, limits: list[Argument]) -> None:
+    """Least of all an end without its state."""
+    closing = part("default/run", 1, 1, ended(), end=SUCCEEDED)
+    with pytest.raises(ResponseError, match="do not add up"):
+        await store.call("append", BASE, *limits, *closing)
+    assert told(await log_of(store, run)) == ["QUEUED"]
+    assert (await append(store, run, 1, 1, status("a"))).last_offset == 2
+
+
+@pytest.mark.parametrize(
+    "ending", [["soon", 0], ["nan", 0], ["-1", 0], ["", ""], ["", "x"], ["", 2, "one"], ["", 1, "one", "two"], [""]]
+)
+async def test_a_parking_that_does_not_add_up_writes_nothing(store: Store, run: Run, ending: list[Argument]) -> None:
+    """A run would wait for what never wakes it."""
+    await append(store, run, 1, 1, status("a"))
+    event = Event(run_waiting=RunWaiting(reason="a reason")).SerializeToString()
+    with pytest.raises(ResponseError, match="do not add up"):
+        await store.call("park", BASE, "default/run", 1, 2, 2, 1_000, 1_000_000, event, "a reason", *ending)
+    assert told(await log_of(store, run)) == ["QUEUED", "a"]
+    assert await places(store, run) == {"lease"}
+
+
+@pytest.mark.parametrize("numbers", [["", 3], [9, "x"], ["nan", 3]])
+async def test_a_hand_over_that_does_not_add_up_changes_nothing(
+    store: Store, run: Run, numbers: list[Argument]
+) -> None:
+    await append(store, run, 1, 1, status("a"))
+    with pytest.raises(ResponseError, match="do not add up"):
+        await store.call("lose", BASE, "default/run", 1, "handed_over", *numbers, b"", b"", b"", b"", b"")
+    assert await places(store, run) == {"lease"}
+    assert (await record_of(store, run))["holder"] != b""
 
 
 async def test_a_renewal_holds_for_the_holder_of_the_attempt_alone(store: Store, runs: Runs, run: Run) -> None:
