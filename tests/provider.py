@@ -66,7 +66,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
-    at: float = 0.0
+    at: float = field(default=0.0, compare=False)
     refused: bool = False
 
 
