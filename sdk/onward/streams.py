@@ -408,7 +408,10 @@ class Flow:
         if not self._reached and not standing.fell_back:
             delay_s = standing.delay_s(error)
             falls_back = delay_s is None and fallback is not None and fallback.covers(error)
-        await self._stop_try()
+        try:
+            await self._stop_try()
+        except Failure:
+            logger.warning("%s failed to clean up", self.call.name, exc_info=True)  # What it had failed with counts.
         instance = self.call.instance
         if delay_s is None and not falls_back:
             self._end()

@@ -434,6 +434,30 @@ async def test_a_stream_that_fails_to_clean_up_harms_nobody(caplog: pytest.LogCa
     assert "clumsy failed to clean up" in caplog.text
 
 
+async def test_a_stream_that_fails_and_fails_to_clean_up_has_the_error_that_it_failed_with() -> None:
+    """In the log and for its caller, who else would get what was raised last as it is, and no ComponentError."""
+
+    @component
+    async def clumsy() -> AsyncIterator[str]:
+        try:
+            yield 7  # type: ignore[misc]
+        finally:
+            raise LookupError("no broom")
+
+    @workflow
+    async def flow() -> str:
+        try:
+            await read(clumsy(), [])
+        except ComponentError as error:
+            return error.message
+        return "nothing"
+
+    result = await testing.run(flow)
+    assert result.output == "clumsy streams text, but yielded a int"
+    [finished] = [event.component_finished for event in result.events if event.HasField("component_finished")]
+    assert finished.outcome == OUTCOME_ERROR
+
+
 async def test_an_error_in_a_generator_belongs_to_it() -> None:
     """The reader sees a component error after the items, and what was shown stays."""
 

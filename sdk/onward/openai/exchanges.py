@@ -833,7 +833,10 @@ class Exchange(Flow):
     async def _stop_try(self) -> None:
         if self._inner is not None:
             inner, self._inner = self._inner, None
-            await self._wire.close(inner)
+            try:
+                await self._wire.close(inner)
+            except Failure:
+                pass  # It is let go of in any case.
         if self._this is not None:
             self._this.ended = True
 
