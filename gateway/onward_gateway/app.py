@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from onward_gateway import metering
 from onward_gateway.access import Access, following_keys, keys_in
 from onward_gateway.calls import Calls, Work
 from onward_gateway.http.door import http_door
@@ -87,6 +88,7 @@ async def opened(settings: Settings, *, listening: Callable[[Doors], None] = lam
         listening(doors)
         if settings.keys is not None:
             await below.enter_async_context(following_keys(access, settings.keys, calls.access_changed))
+        below.enter_context(metering.reading(calls))
         calls.open(await below.enter_async_context(_work(settings)))
         await server.set_ready(True)
         try:

@@ -1,15 +1,18 @@
-"""The OpenTelemetry provider of a process, as the OTEL_ variables ask for it. For composition roots, not libraries."""
+"""The OpenTelemetry providers of a process, as the OTEL_ variables ask for it. For composition roots, not libraries."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from onward.tracing import NEXT_IDS
@@ -40,23 +43,45 @@ def configure_from_env(service_name: str, env: Mapping[str, str] = os.environ) -
     Raises:
         ValueError: No installed package has an exporter of that name.
     """
-    names = [name.strip() for name in env.get("OTEL_TRACES_EXPORTER", "").split(",")]
-    exporters = [_exporter(name) for name in names if name not in ("", "none")]
+    exporters = _exporters("OTEL_TRACES_EXPORTER", "opentelemetry_traces_exporter", env)
     if not exporters:
         return None
-    named = Resource.create({"service.name": env.get("OTEL_SERVICE_NAME") or service_name})
-    provider = TracerProvider(resource=named, id_generator=RunIdGenerator())
+    provider = TracerProvider(resource=_resource(service_name, env), id_generator=RunIdGenerator())
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     return provider
 
 
-def _exporter(name: str) -> SpanExporter:
-    found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
+def configure_metrics_from_env(service_name: str, env: Mapping[str, str] = os.environ) -> MeterProvider | None:
+    """The same for metrics and OTEL_METRICS_EXPORTER: sent every minute, or as OTEL_METRIC_EXPORT_INTERVAL says.
+
+    Raises:
+        ValueError: No installed package has an exporter of that name.
+    """
+    exporters = _exporters("OTEL_METRICS_EXPORTER", "opentelemetry_metrics_exporter", env)
+    if not exporters:
+        return None
+    # One that is scraped, such as that of Prometheus, is a reader itself.
+    readers = [one if isinstance(one, MetricReader) else PeriodicExportingMetricReader(one) for one in exporters]
+    provider = MeterProvider(readers, _resource(service_name, env))
+    metrics.set_meter_provider(provider)
+    return provider
+
+
+def _resource(service_name: str, env: Mapping[str, str]) -> Resource:
+    return Resource.create({"service.name": env.get("OTEL_SERVICE_NAME") or service_name})
+
+
+def _exporters(variable: str, group: str, env: Mapping[str, str]) -> list[Any]:
+    names = [name.strip() for name in env.get(variable, "").split(",")]
+    return [_exporter(variable, group, name) for name in names if name not in ("", "none")]
+
+
+def _exporter(variable: str, group: str, name: str) -> Any:
+    found = list(entry_points(group=group, name=name))
     if not found:
         raise ValueError(
-            f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed (pip install opentelemetry-exporter-{name})"
+            f"{variable}={name}: no such exporter is installed (pip install opentelemetry-exporter-{name})"
         )
-    exporter: SpanExporter = found[0].load()()
-    return exporter
+    return found[0].load()()

@@ -66,7 +66,7 @@ def serve(
     known: tuple[type[Exception], ...] = (OSError, StoreUnfit, TlsInvalid, *failures)
     factory = None if starts_processes else _loop_factory()
     try:
-        with _traced(name), asyncio.Runner(loop_factory=factory) as runner:
+        with _watched(name), asyncio.Runner(loop_factory=factory) as runner:
             runner.run(_main(open, ready))
     except known as error:
         sys.exit(f"onward: {error}")
@@ -82,21 +82,19 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @contextlib.contextmanager
-def _traced(name: str) -> Iterator[None]:
-    """Export spans as the OTEL_ variables ask for it, and what is left of them when the block ends."""
-    provider = None
-    if os.environ.get("OTEL_TRACES_EXPORTER"):
-        from onward.telemetry import configure_from_env  # a tenth of a second, which few need
+def _watched(name: str) -> Iterator[None]:
+    """Export spans and metrics as the OTEL_ variables ask for it, and what is left of them when the block ends."""
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("OTEL_TRACES_EXPORTER") or os.environ.get("OTEL_METRICS_EXPORTER"):
+            from onward import telemetry  # a tenth of a second, which few need
 
-        try:
-            provider = configure_from_env(name)
-        except ValueError as error:
-            sys.exit(f"onward: {error}")
-    try:
+            try:
+                for configure in (telemetry.configure_from_env, telemetry.configure_metrics_from_env):
+                    if (provider := configure(name)) is not None:
+                        stack.callback(provider.shutdown)
+            except ValueError as error:
+                sys.exit(f"onward: {error}")
         yield
-    finally:
-        if provider is not None:
-            provider.shutdown()
 
 
 async def _main(

@@ -15,6 +15,7 @@ from onward.loading import load
 from onward.v1.executor_service_pb2 import DESCRIPTOR, Executor
 from onward.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
 from onward_executor.holding import Holding
+from onward_executor.metering import Metering
 from onward_executor.registration import register_for_ever
 from onward_executor.servicer import ExecutorServicer
 from onward_executor.settings import Settings
@@ -70,8 +71,9 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
     served = load(settings.target)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
-        writer = await stack.enter_async_context(LogWriter(store).opened())
-        budgets = await stack.enter_async_context(RedisBudgets(store).opened())
+        metering = Metering()
+        writer = await stack.enter_async_context(LogWriter(store, on_commit=metering.committed).opened())
+        budgets = await stack.enter_async_context(RedisBudgets(store, on_wait=metering.waits).opened())
         breakers = await stack.enter_async_context(RedisBreakers(store).opened())
         executor = Executor(
             executor_id=f"{socket.gethostname()}-{secrets.token_hex(4)}",
@@ -84,6 +86,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
             store, writer, permits, budgets, breakers, served.workflows, executor, lease_ttl_s=LEASE_TTL_S
         )
         await stack.enter_async_context(holding.heartbeat.beating())
+        stack.enter_context(metering.reading(holding, executor.deployment))
         grace_s = settings.drain_grace_s
         drains: set[asyncio.Task[None]] = set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -27,8 +27,12 @@ class RedisBudgets:
     nothing.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, on_wait: Callable[[float], None] = lambda _delay_s: None) -> None:
+        """Args:
+        on_wait: Called with the seconds that a call is told to wait.
+        """
         self._store = store
+        self._on_wait = on_wait
         self._limited = Announced(store, keys.BUDGETS, keys.budgets)
 
     @contextlib.asynccontextmanager
@@ -54,7 +58,11 @@ class RedisBudgets:
             raise ConnectionError(f"the budgets do not answer: {error}") from error
         if status == b"free":
             return None
-        return int(delay_ms[0]) / 1000 if status == b"wait" else 0.0
+        if status != b"wait":
+            return 0.0
+        delay_s = int(delay_ms[0]) / 1000
+        self._on_wait(delay_s)
+        return delay_s
 
     def settle(self, name: str, caller: Caller, *, tokens: int | None = None, requests: int = 1) -> None:
         """See Budgets.settle."""

@@ -169,6 +169,7 @@ class Runs:
         cancel_grace_s: How long nobody may have come to clean up after a cancelled run, in seconds: from then on it is
             ended by the next call of `cancel`.
         on_end: Called with a run that a transition of ours has ended, and the traceparent it was submitted with.
+        on_lost: Called with why `lose` has taken a run from its executor.
     """
 
     def __init__(
@@ -178,9 +179,11 @@ class Runs:
         retention_s: float = RETENTION_S,
         cancel_grace_s: float = CANCEL_GRACE_S,
         on_end: Callable[[Run, str], None] = lambda _run, _trace_parent: None,
+        on_lost: Callable[[str], None] = lambda _why: None,
     ) -> None:
         self._store = store
         self._on_end = on_end
+        self._on_lost = on_lost
         self._retention_ms = int(retention_s * 1000)
         self._cancel_grace_ms = int(cancel_grace_s * 1000)
 
@@ -382,6 +385,8 @@ class Runs:
         )
         if len(rest) > 1:
             self._tell_end(rest[1])
+        if status == b"ok":
+            self._on_lost(why)
         return bool(status == b"ok")
 
     async def resume(self, namespace: str, run_id: str, *, deployment: str = "") -> Run:

@@ -92,7 +92,12 @@ class LogWriter:
         log_events_max: int = LOG_EVENTS_MAX,
         log_bytes_max: int = LOG_BYTES_MAX,
         retention_s: float = RETENTION_S,
+        on_commit: Callable[[float], None] = lambda _duration_s: None,
     ) -> None:
+        """Args:
+        on_commit: Called with the seconds that each batch took, from being sent until it was acknowledged.
+        """
+        self._on_commit = on_commit
         self.store = store
         self.limits: tuple[Argument, ...] = (log_events_max, log_bytes_max)
         self._limits = (*self.limits, int(retention_s * 1000))
@@ -164,6 +169,7 @@ class LogWriter:
         arguments: list[Argument] = [*self._limits]
         for batch in batches:
             arguments += batch.arguments
+        began = asyncio.get_running_loop().time()
         try:
             # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
             replies = await self.store.call("append", base, *arguments, patience_s=float("inf"))
@@ -174,6 +180,7 @@ class LogWriter:
                 self._insisting.add(task)
                 task.add_done_callback(self._insisting.discard)
         else:
+            self._on_commit(asyncio.get_running_loop().time() - began)
             for batch, reply in zip(batches, replies, strict=True):
                 batch.log.settle(batch, reply)
 

@@ -22,6 +22,7 @@ from onward_scheduler.accepting import Accepting
 from onward_scheduler.adopting import Adopting
 from onward_scheduler.dispatching import Dispatcher
 from onward_scheduler.errands import Errands
+from onward_scheduler.metering import Metering
 from onward_scheduler.notifying import Notifier, signing_key
 from onward_scheduler.outbox import ERRAND, HOOK, Outbox
 from onward_scheduler.servicer import SchedulerServicer
@@ -49,7 +50,14 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis_url, allow_unfit=settings.allow_unfit_store))
         deployments = await stack.enter_async_context(Deployments(store).following())
-        runs = Runs(store, retention_s=settings.retention_s, cancel_grace_s=settings.cancel_grace_s, on_end=_emit_span)
+        metering = Metering()
+        runs = Runs(
+            store,
+            retention_s=settings.retention_s,
+            cancel_grace_s=settings.cancel_grace_s,
+            on_end=_emit_span,
+            on_lost=metering.lost,
+        )
         dispatcher = await stack.enter_async_context(
             Dispatcher(
                 store,
@@ -57,8 +65,10 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
                 settings.peers,
                 lease_ttl_s=settings.lease_ttl_s,
                 cancel_grace_s=settings.cancel_grace_s,
+                on_given=metering.given,
             ).dispatching()
         )
+        stack.enter_context(metering.reading(dispatcher.fleet))
         always = Workflow(on_run_end=settings.on_run_end, on_run_paused=settings.on_run_paused)
         accepting = Accepting(runs, dispatcher, deployments, always)
         servicer = SchedulerServicer(store, runs, dispatcher, accepting, settings)
@@ -81,7 +91,7 @@ async def opened(settings: Settings) -> AsyncIterator[Serving]:
             )
         )
         adopting = Adopting(runs, deployments, after_s=settings.adopt_after_s)
-        sweeper = Sweeper(store, runs, dispatcher, adopting, lease_ttl_s=settings.lease_ttl_s)
+        sweeper = Sweeper(store, runs, dispatcher, adopting, lease_ttl_s=settings.lease_ttl_s, on_swept=metering.swept)
         tasks = [
             asyncio.create_task(outbox.empty_for_ever(), name="outbox"),
             asyncio.create_task(outbox.listen(), name="outbox hints"),

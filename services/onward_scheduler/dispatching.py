@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -37,11 +37,23 @@ class Dispatcher:
     Args:
         store: The store.
         runs: The transitions.
+        peers: How executors know who hands them runs.
         lease_ttl_s: Time of a lease, in seconds.
         cancel_grace_s: How long user code may clean up, in seconds.
+        on_given: Called with each run that an executor has taken.
     """
 
-    def __init__(self, store: Store, runs: Runs, peers: Peers, *, lease_ttl_s: float, cancel_grace_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        runs: Runs,
+        peers: Peers,
+        *,
+        lease_ttl_s: float,
+        cancel_grace_s: float,
+        on_given: Callable[[Taken], None] = lambda _: None,
+    ) -> None:
+        self._on_given = on_given
         self._store = store
         self._runs = runs
         self._lease_ttl_s = lease_ttl_s
@@ -225,6 +237,7 @@ class Dispatcher:
         try:
             response = await link.stub.Execute(request, timeout=EXECUTE_TIMEOUT_S)
             link.executor.running = response.running
+            self._on_given(taken)
             return
         except grpc.aio.AioRpcError as error:
             logger.info("executor %s did not take run %s: %s", link.executor_id, taken.run.run_id, error.code())

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping
 
 from onward.v1.run_pb2 import Run
 from onward_runlog import registry
@@ -33,11 +33,20 @@ class Sweeper:
         dispatcher: Is told what is queued.
         adopting: Is told which queues nobody serves.
         lease_ttl_s: Time of a lease, in seconds.
+        on_swept: Called with how many runs wait, by partition and queue.
     """
 
     def __init__(
-        self, store: Store, runs: Runs, dispatcher: Dispatcher, adopting: Adopting, *, lease_ttl_s: float
+        self,
+        store: Store,
+        runs: Runs,
+        dispatcher: Dispatcher,
+        adopting: Adopting,
+        *,
+        lease_ttl_s: float,
+        on_swept: Callable[[Mapping[str, Mapping[str, int]]], None] = lambda _: None,
     ) -> None:
+        self._on_swept = on_swept
         self._store = store
         self._runs = runs
         self._dispatcher = dispatcher
@@ -83,8 +92,10 @@ class Sweeper:
         for executor in executors:
             self._dispatcher.fleet.meet(executor)
         self._dispatcher.fleet.forget_missing({executor.executor_id for executor in executors})
+        queued = {base: partition.queued for base, partition in swept.items()}
+        self._on_swept(queued)
         await self._adopting.look_after(
-            {base: partition.queued for base, partition in swept.items()},
+            queued,
             {executor.deployment for executor in executors},
             seeing_since=self._judge_from - self._lease_ttl_s,
         )
