@@ -45,6 +45,8 @@ class _Instance:
     retried: list[int] = field(default_factory=list)
     kept_through: int = 0
     """The end that is kept although it came after the component from which the fork runs; 0 where there is none."""
+    end_taken: int = 0
+    """The last end that was kept, also where it is below another that is: a fork of the fork may need its value."""
 
 
 class Plan:
@@ -60,7 +62,8 @@ class Plan:
         self._memo = frozenset(memo)
         self._instances: dict[str, _Instance] = {}
         self._before = 0
-        self._signals: dict[int, str] = {}
+        self._takers: dict[int, list[tuple[str, int]]] = {}
+        """Which waits took a signal, by its offset, each with that of its end."""
         self._kept: list[int] = []
         """Offsets in the source of the events that are kept, in order."""
 
@@ -77,7 +80,7 @@ class Plan:
             finished = event.component_finished
             instance.finished.append((event.offset, finished.outcome in (OUTCOME_OK, OUTCOME_ERROR)))
             if finished.signal_offset:
-                self._signals[finished.signal_offset] = event.component_id
+                self._takers.setdefault(finished.signal_offset, []).append((event.component_id, event.offset))
         elif kind == "component_retrying":
             instance.retried.append(event.offset)
 
@@ -128,17 +131,18 @@ class Plan:
             return False
         if kind == "rollback":
             event.rollback.after_offset = self._moved(event.rollback.after_offset)
-        elif kind == "component_finished" and self._is_replaced(event.component_id, offset):
-            return False  # It runs again.
-        elif kind == "component_finished" and event.component_finished.signal_offset:
-            event.component_finished.signal_offset = self._moved(event.component_finished.signal_offset)
+        elif kind == "component_finished":
+            if self._is_replaced(event.component_id, offset):
+                return False  # It runs again.
+            if event.component_finished.signal_offset:
+                event.component_finished.signal_offset = self._moved(event.component_finished.signal_offset)
+            self._instances[event.component_id].end_taken = offset
         self._kept.append(offset)
         return True
 
     def _is_kept_later(self, event: Event, kind: str) -> bool:
         if kind == "signal_received":
-            taker = self._signals.get(event.offset, "")
-            return taker in self._instances and self._instances[taker].kept_through > 0
+            return any(self._stays(taker, end) for taker, end in self._takers.get(event.offset, ()))
         if kind == "rollback":
             left = [one for one in event.rollback.component_ids if self._stays(one, event.offset)]
             event.rollback.component_ids[:] = left
@@ -167,9 +171,7 @@ class Plan:
             return None  # Who still waits asks again.
         of_items = name.endswith(PLACES)
         instance = self._instances.get(name.removesuffix(PLACES) if of_items else name)
-        if instance is not None and not (
-            instance.finished and instance.finished[-1][0] <= (instance.kept_through or self._before - 1)
-        ):
+        if instance is not None and not (instance.finished and instance.finished[-1][0] == instance.end_taken):
             return None
         if not of_items:
             return value

@@ -29,10 +29,10 @@ def nothing_ran() -> None:
     ran.clear()
 
 
-async def attempt(flow: Any, memory: MemoryRun, data: bytes = b"{}") -> MemoryRun:
+async def attempt(flow: Any, memory: MemoryRun, data: bytes = b"{}", *, dies_after: int = 0) -> MemoryRun:
     run = Run(run_id="r", namespace="n", workflow=flow.name, input=Payload(data=data, size=len(data)))
     run.log.last_offset = memory.last_offset
-    log = memory.begin()
+    log = memory.begin(dies_after=dies_after)
     with testing.no_backoff():
         await Attempt(
             flow,
@@ -43,6 +43,15 @@ async def attempt(flow: Any, memory: MemoryRun, data: bytes = b"{}") -> MemoryRu
             executor_id="e",
             deployment="d",
         ).run()
+    return memory
+
+
+async def to_the_end(flow: Any, memory: MemoryRun, data: bytes, gaps: list[int]) -> MemoryRun:
+    """Run it, and lose an executor after so many events more each time."""
+    places = [memory.last_offset + place for place in random_runs.crashes(gaps)]
+    for dies_after in [*places, 0]:
+        if not memory.ended:
+            await attempt(flow, memory, data, dies_after=dies_after)
     return memory
 
 
@@ -210,17 +219,7 @@ async def test_what_was_void_is_void_and_no_more() -> None:
         await step("mark")
         yield "."
 
-    source = MemoryRun()
-    log = source.begin(dies_after=7)
-    await Attempt(
-        flow,
-        run=Run(run_id="r", namespace="n", workflow=flow.name, input=Payload(data=b"{}")),
-        log=log,
-        attempt=1,
-        cause=ATTEMPT_CAUSE_STARTED,
-        executor_id="e",
-        deployment="d",
-    ).run()
+    source = await attempt(flow, MemoryRun(), dies_after=7)
     await attempt(flow, source)
     assert fold(source.events).text == "ax."
     assert [event.rollback.after_offset for event in source.events if event.HasField("rollback")] == [6]
@@ -257,43 +256,50 @@ async def test_a_component_that_is_not_there_is_named_with_those_that_are() -> N
         plan.decide(source.last_offset)
 
 
+in_two: Any = (
+    [
+        ["parallel",
+            [["call", [["call", [["yield", 1]]], ["read", [["status", "a"]]]]], ["call", []], ["parallel", [], []]],
+            [["call", [["call", [["yield", 1], ["status", "a"]]], ["read", [["fail"]]], ["stream", []]]]]],
+        ["call", []],
+        ["parallel", [], []],
+    ],
+    False, [], 7, [5], 74,
+)  # fmt: skip
+"""What the second fork runs again lay, in the first, below something that was kept as a whole."""
+
+
+gaps = st.lists(st.integers(2, 12), max_size=2)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-@given(random_runs.scripts, st.booleans(), st.lists(st.integers(2, 12), max_size=2), st.integers(0, 50))
-@example([["read", [["call", []], ["call", []]]]], True, [], 5)  # the places of items are offsets, and move
-def test_a_fork_ends_as_its_source(steps: list[Any], speaks: bool, gaps: list[int], which: int) -> None:
+@given(random_runs.scripts, st.booleans(), gaps, st.integers(0, 50), gaps, st.integers(0, 50))
+@example([["read", [["call", []], ["call", []]]]], True, [], 5, [], 0)  # the places of items are offsets, and move
+@example(*in_two)
+def test_a_fork_ends_as_its_source(
+    steps: list[Any], speaks: bool, gaps: list[int], which: int, later_gaps: list[int], later_which: int
+) -> None:
     """Forked from any component of a run that lost executors on its way, the same code shows and gives the same.
 
-    And without waiting for anything that does not come.
+    So does a fork of the fork, and without waiting for anything that does not come.
     """
     assume("flaky" not in str(steps))  # whose tries go another way the second time
+    flow = random_runs.spoken if speaks else random_runs.scripted
+    data = flow.signature.dump_input({"steps": steps})
+    assert data is not None
 
     async def check() -> None:
-        flow = random_runs.spoken if speaks else random_runs.scripted
         calm, _ = await random_runs.run_once(flow, steps, [])
-        source = MemoryRun()
-        data = flow.signature.dump_input({"steps": steps})
-        assert data is not None
         random_runs._failed.clear()  # noqa: SLF001
-        for dies_after in [*random_runs.crashes(gaps), 0]:
-            log = source.begin(dies_after=dies_after)
-            with testing.no_backoff():
-                await Attempt(
-                    flow,
-                    run=Run(run_id="test", namespace="test", workflow=flow.name, input=Payload(data=data)),
-                    log=log,
-                    attempt=log.attempt,
-                    cause=ATTEMPT_CAUSE_STARTED,
-                    executor_id="e",
-                    deployment="d",
-                ).run()
-            if source.ended:
-                break
-        ids = [event.component_id for event in source.events if event.HasField("component_started")]
-        if not ids:
-            return
-        fork = await attempt(flow, forked(source, ids[which % len(ids)]), data)
-        assert random_runs.seen(fold(fork.events)) == random_runs.seen(calm.view)
-        assert random_runs.seen(random_runs.settled(fork.events)) == random_runs.seen(calm.view)
+        source = await to_the_end(flow, MemoryRun(), data, gaps)
+        for number, its_gaps in ((which, later_gaps), (later_which, [])):
+            ids = [event.component_id for event in source.events if event.HasField("component_started")]
+            if not ids:
+                return
+            fork = await to_the_end(flow, forked(source, ids[number % len(ids)]), data, its_gaps)
+            assert random_runs.seen(fold(fork.events)) == random_runs.seen(calm.view)
+            assert random_runs.seen(random_runs.settled(fork.events)) == random_runs.seen(calm.view)
+            source = fork
 
     with random_runs.in_order():
         asyncio.run(check())
@@ -322,3 +328,40 @@ async def test_a_wait_whose_signal_came_is_kept_and_another_waits_again() -> Non
     assert kept == [b'"one"', b'"two"']
     await attempt(flow, fork)
     assert fold(fork.events).output == ["one", "two"]
+
+
+async def test_a_signal_that_was_taken_below_what_is_kept_is_kept() -> None:
+    """A fork of the fork may run again what is above the wait that took it."""
+    begun, asked, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @component
+    async def asks() -> str:
+        await begun.wait()
+        asked.set()
+        answer: str = await onward.signal("go", str)
+        answer += await step("mark")
+        answered.set()
+        return answer
+
+    @component
+    async def late() -> str:
+        begun.set()
+        await answered.wait()
+        return "late"
+
+    @workflow
+    async def flow() -> list[str]:
+        return list(await asyncio.gather(asks(), late()))
+
+    source = MemoryRun()
+    running = asyncio.create_task(attempt(flow, source))
+    await asked.wait()
+    source.signal("go", b'"yes"')
+    await running
+    fork = await attempt(flow, forked(source, first_of(source.events, "late")))
+    again = forked(fork, first_of(fork.events, "step"))
+    [sent] = [event for event in again.events if event.HasField("signal_received")]
+    assert sent.offset in [event.component_finished.signal_offset for event in again.events]
+    ran.clear()
+    assert fold((await attempt(flow, again)).events).output == ["yesmark", "late"]
+    assert ran == ["mark"]
