@@ -131,9 +131,9 @@ class Connection:
             if not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_MAX))]
+            batch, packed = self._next_batch()
             try:
-                await self._exchange(batch)
+                await self._exchange(batch, packed)
                 failures = 0
             except _LOST as error:
                 self.lost += 1
@@ -147,21 +147,35 @@ class Connection:
                 self._waiting.extendleft(reversed([call for call in batch if not call.reply.done()]))
                 raise
             except Exception as error:
-                # A command that cannot be sent, or a reply that is none: its callers are told, the others go on.
+                # A reply that is none: who waits for one is told, the others go on.
                 logger.exception("a batch of %d commands failed", len(batch))
                 await self._disconnect()
                 for call in batch:
                     _fail(call, error)
 
-    async def _exchange(self, batch: list[_Call]) -> None:
+    def _next_batch(self) -> tuple[list[_Call], bytes]:
+        """Take what goes out next, and return it with its bytes. What cannot be sent is its caller's error alone."""
+        batch: list[_Call] = []
+        packed: list[bytes] = []
+        for _ in range(min(len(self._waiting), BATCH_MAX)):
+            call = self._waiting.popleft()
+            try:
+                # Packed here: the same bytes as from the connection's own packing, which takes five times as long.
+                packed.append(pack_command(call.command))  # type: ignore[arg-type]  # its stub knows tuples of one
+            except (TypeError, UnicodeError) as error:
+                _fail(call, DataError(str(error)))
+            else:
+                batch.append(call)
+        return batch, b"".join(packed)
+
+    async def _exchange(self, batch: list[_Call], packed: bytes) -> None:
         async with asyncio.timeout(REPLY_TIMEOUT_S):
             wire = self._wire
             if wire is None:
                 wire = self._pool.make_connection()  # type: ignore[no-untyped-call]
                 await wire.connect()
                 self._wire = wire
-            # Packed here: the same bytes as from the connection's own packing, which takes five times as long.
-            await wire.send_packed_command(b"".join(map(_packed, batch)), check_health=False)
+            await wire.send_packed_command(packed, check_health=False)
             unknown: list[_Call] = []
             for call in batch:
                 try:
@@ -205,14 +219,6 @@ class Connection:
         if wire is not None:
             with contextlib.suppress(RedisError, OSError):
                 await wire.disconnect(nowait=True)
-
-
-def _packed(call: _Call) -> bytes:
-    try:
-        packed: bytes = pack_command(call.command)  # type: ignore[arg-type]  # its stub knows tuples of one
-    except TypeError as error:
-        raise DataError(str(error)) from error
-    return packed
 
 
 def _fail(call: _Call, error: Exception) -> None:

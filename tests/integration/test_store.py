@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -146,11 +147,15 @@ async def test_replies_come_to_their_callers(store: Store) -> None:
     assert await store.command("GET", "key-298") == b"298"
 
 
-async def test_a_command_that_cannot_be_sent_is_an_error_to_its_caller(store: Store) -> None:
-    """The connection serves on."""
+@pytest.mark.parametrize("argument", [None, "\ud800", 1.5j])
+async def test_a_command_that_cannot_be_sent_is_an_error_to_its_caller(store: Store, argument: Any) -> None:
+    """To nobody else, though they asked in the same moment; the connection serves on."""
+    before, bad, after = store.command("PING"), store.command("SET", "key", argument), store.command("ECHO", "on")
     with pytest.raises(DataError):
-        await store.command("SET", "key", None)  # type: ignore[arg-type]
+        await bad
+    assert (await before, await after) == (b"PONG", b"on")
     assert await store.command("PING") == b"PONG"
+    assert store.connection.lost == 0
 
 
 async def test_functions_that_cannot_be_loaded_are_an_error_and_not_a_silence(redis_url: str) -> None:
