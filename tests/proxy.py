@@ -45,6 +45,12 @@ class Proxy:
     def flow(self) -> None:
         self._flowing.set()
 
+    def forget_links(self) -> None:
+        """Pass nothing on any more over the connections that there are, and say nothing; new ones are sound."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         link = asyncio.create_task(self._link(reader, writer))
@@ -73,8 +79,8 @@ class Proxy:
         self._writers.append(server_writer)
         doomed: set[int] = set()
         ways = [
-            asyncio.create_task(self._commands(reader, server_writer, doomed)),
-            asyncio.create_task(self._replies(server_reader, writer, doomed)),
+            asyncio.create_task(self._commands(reader, server_writer, doomed, self._flowing)),
+            asyncio.create_task(self._replies(server_reader, writer, doomed, self._flowing)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -84,11 +90,13 @@ class Proxy:
             await asyncio.gather(*ways, return_exceptions=True)
             server_writer.close()
 
-    async def _commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int]) -> None:
+    async def _commands(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int], flowing: asyncio.Event
+    ) -> None:
         parser = hiredis.Reader()
         count = 0
         while data := await reader.read(65536):
-            await self._flowing.wait()
+            await flowing.wait()
             parser.feed(data)
             while (command := parser.gets()) is not False:
                 count += 1
@@ -99,11 +107,13 @@ class Proxy:
             writer.write(data)
             await writer.drain()
 
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int]) -> None:
+    async def _replies(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: set[int], flowing: asyncio.Event
+    ) -> None:
         parser = hiredis.Reader()
         count = 0
         while data := await reader.read(65536):
-            await self._flowing.wait()
+            await flowing.wait()
             parser.feed(data)
             while parser.gets() is not False:
                 count += 1

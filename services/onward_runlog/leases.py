@@ -27,6 +27,9 @@ BEATS = 5
 LOST_PAUSE_S = 0.1
 """How soon a renewal that failed is tried again."""
 
+SILENCE = 0.5
+"""Part of a lease after which a store that says nothing is asked over another connection: the lease holds still."""
+
 LOOK_S = 0.05
 """How often it is asked whether the loop has turned."""
 
@@ -115,16 +118,15 @@ class Heartbeat:
             await asyncio.to_thread(thread.join, 2.0)
 
     def _beat(self, loop: asyncio.AbstractEventLoop, loop_thread: int) -> None:
-        client = redis.Redis.from_url(
-            self._store.url,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=self._ttl_s,
-            socket_connect_timeout=1.0,
-            protocol=2,
-        )
+        ttl_s = self._ttl_s
+        client = self._client(ttl_s)
         lost = False
-        with client:
+        try:
             while self._has_turned(loop, loop_thread):
+                if ttl_s != self._ttl_s:
+                    client.close()
+                    ttl_s = self._ttl_s
+                    client = self._client(ttl_s)
                 try:
                     self._renew(client, loop)
                     lost = False
@@ -134,6 +136,17 @@ class Heartbeat:
                     lost = True
                 self._wake.wait(self._ttl_s / BEATS if not lost else LOST_PAUSE_S)
                 self._wake.clear()
+        finally:
+            client.close()
+
+    def _client(self, ttl_s: float) -> redis.Redis:
+        return redis.Redis.from_url(
+            self._store.url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=ttl_s * SILENCE,
+            socket_connect_timeout=1.0,
+            protocol=2,
+        )
 
     def _has_turned(self, loop: asyncio.AbstractEventLoop, loop_thread: int) -> bool:
         """Wait until the loop turns; False if this is to end."""

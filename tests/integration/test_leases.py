@@ -232,6 +232,26 @@ async def test_heartbeats_go_on_when_the_store_is_back(
     assert [record.levelname for record in caplog.records if "cannot renew" in record.message] == ["WARNING"]
 
 
+@pytest.mark.parametrize("first_ttl_s", [3.0, 60.0])
+async def test_a_connection_that_has_gone_silent_costs_no_lease(
+    redis_url: str, store: Store, run: Run, first_ttl_s: float
+) -> None:
+    """As after a failover, or behind a firewall that forgot it: another one is made while the lease still holds."""
+    async with (
+        proxy_to(redis_url) as proxy,
+        open_store(proxy.url) as far,
+        Heartbeat(far, "e1", ttl_s=first_ttl_s, on_renewal=lambda _: None).beating() as heartbeat,
+    ):
+        heartbeat.set_ttl(3.0)
+        heartbeat.add(BASE, REF, 1)
+        await renewed(store, 2)
+        proxy.forget_links()
+        ends_ms = await expiry(store)
+        await renewed(store)
+        seconds, micros = await store.command("TIME")
+        assert int(seconds) * 1000 + int(micros) / 1000 < ends_ms
+
+
 async def test_one_heartbeat_renews_many_runs_of_many_partitions(redis_url: str, told: list[Renewal]) -> None:
     """All that are still this executor's; one that is not disturbs none of the others."""
     async with Redis.from_url(redis_url) as client:
