@@ -231,6 +231,8 @@ class RedisAttemptLog:
         """The newest offset that this attempt knows of."""
         self._told = 0
         """The newest that it was told of; if that is above, an append of nothing asks what is there."""
+        self._asked = 0
+        """What it had been told of when it asked last: if the log is shorter all the same, that was wrong."""
         self._gaps: list[tuple[int, int]] = []
         """Where others wrote, after one offset and up to the other, and `others` has not told yet."""
         self._heard = 0
@@ -303,7 +305,7 @@ class RedisAttemptLog:
             self._writer.touch(self, urgent=True)
             await self._idle
         self._raise_refusal()
-        if self._gaps or self._told > self._last_offset or self._heard != heard:
+        if self._gaps or self._is_behind() or self._heard != heard:
             # Also where `others` has been called meanwhile: what it tells comes too late for a run that is let go.
             return False
         self._in_flight = True
@@ -380,7 +382,7 @@ class RedisAttemptLog:
 
     def take(self) -> _Batch | None:
         """Return what goes out next, or None: one batch of a log is under way at a time, so order is kept."""
-        asks = self._told > self._last_offset and self._sequence > 0 and not self._finishing
+        asks = self._is_behind() and self._sequence > 0 and not self._finishing
         if self._in_flight or self._refused or not (self._unsent or asks):
             return None
         events: list[bytes] = []
@@ -405,6 +407,7 @@ class RedisAttemptLog:
             ending, self._ending = self._ending, None
             size += len(ending[1]) + len(ending[2])
         self._in_flight = True
+        self._asked = self._told
         self._sequence += 1
         arguments: list[Argument] = [self.ref, self.attempt, self._sequence, *ending]
         arguments += ("" if used is None else usage_text(used), len(events), *events)
@@ -439,7 +442,7 @@ class RedisAttemptLog:
             self._let_in()
         if self._unsent:
             self._writer.touch(self, urgent=bool(self._waiting or self._idle))
-        elif self._told > self._last_offset:
+        elif self._is_behind():
             self._writer.touch(self, urgent=True)
         self._rest()
         if state == RunState.RUN_STATE_CANCELLING:
@@ -454,6 +457,9 @@ class RedisAttemptLog:
             self._gaps.append(gap)
             if self.on_others is not None:
                 self.on_others()
+
+    def _is_behind(self) -> bool:
+        return self._told > max(self._last_offset, self._asked)
 
     def _rest(self) -> None:
         if self._idle is not None and not self._idle.done():

@@ -354,6 +354,22 @@ async def test_a_run_is_not_parked_on_what_it_has_just_heard_of(store: Store, wr
     assert await log.park(Event(run_waiting=RunWaiting(reason="else", signals=["else"])), wake_s=None)
 
 
+async def test_an_offset_that_is_not_there_is_asked_for_once(store: Store, writer: LogWriter) -> None:
+    """The store has lost it, or whoever told of it was wrong: the run goes on, and parks."""
+    log = await begin(writer)
+    await log.append(status("a"))
+    await log.others()
+    log.on_others = lambda: None
+    await store.command("CONFIG", "RESETSTAT")
+    log.told(1_000)
+    for _ in range(50):
+        await store.command("PING")
+    stats = await store.command("INFO", "commandstats")
+    assert b"cmdstat_fcall:calls=1," in stats
+    await log.append(status("b"))
+    assert await log.park(Event(run_waiting=RunWaiting(reason="go", signals=["go"])), wake_s=None)
+
+
 async def test_a_run_whose_parking_lost_its_reply_is_parked_once(
     store: Store, far_writer: LogWriter, proxy: Proxy
 ) -> None:
