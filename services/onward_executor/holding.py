@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 HELD_EVERY_S = 5.0
 """How often watchers are told every run that is held."""
 
+LET_GO = TERMINAL | {RunState.RUN_STATE_PAUSED, RunState.RUN_STATE_WAITING}
+"""What an attempt brings a run into by itself."""
+
 QUIET_S = 0.1
 """Changes of load within this time are told once, except the one that makes a full executor free."""
 
@@ -46,8 +49,8 @@ class _Held:
     run_id: str
     alone: bool
     task: asyncio.Task[None] | None = None
-    over: bool = False
-    """A renewal has told that the run is terminal."""
+    let_go: bool = False
+    """A renewal has told that nobody holds the run, since it has ended, is paused or is parked."""
 
 
 class Holding:
@@ -256,20 +259,18 @@ class Holding:
         held = self._held.get(renewal.lease.ref)
         if held is None or held.number != renewal.lease.attempt:
             return
-        if not renewal.held and renewal.state in TERMINAL and not held.over:
+        if renewal.held and renewal.state == RunState.RUN_STATE_CANCELLING:
+            held.attempt.cancel("", CANCEL_GRACE_S)
+        elif renewal.held:
+            held.log.told(renewal.last_offset)
+        elif held.attempt.state == RunState.RUN_STATE_WAITING:
+            pass  # Parked by this attempt, whose code cleans up; somebody else may have the run by now.
+        elif renewal.state in LET_GO and not held.let_go:
             # Most likely by its own last event, whose reply is on its way. If not, the next renewal tells.
-            held.over = True
-        elif not renewal.held and renewal.state == RunState.RUN_STATE_WAITING:
-            pass  # Parked by this attempt: the reply is on its way, or its code cleans up.
-        elif not renewal.held and held.attempt.state == RunState.RUN_STATE_WAITING:
-            pass  # And woken since.
-        elif not renewal.held:
+            held.let_go = True
+        else:
             logger.warning("run %s was taken back: its code is stopped", held.run_id)
             held.attempt.abandon()
-        elif renewal.state == RunState.RUN_STATE_CANCELLING:
-            held.attempt.cancel("", CANCEL_GRACE_S)
-        else:
-            held.log.told(renewal.last_offset)
 
     def _snapshot(self, *, whole: bool) -> Executor:
         executor = Executor()

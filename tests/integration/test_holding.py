@@ -1,0 +1,84 @@
+"""The runs that an executor holds: whose code is stopped as soon as somebody else has the run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.runlog import PAUSED, SUCCEEDED, a_run, append, ended, park, status
+
+from onward import workflow
+from onward.v1.executor_service_pb2 import ExecuteRequest, Executor
+from onward.v1.run_pb2 import Run
+from onward.workflows import Workflow
+from onward_executor.holding import Holding
+from onward_runlog import keys
+from onward_runlog.breakers import RedisBreakers
+from onward_runlog.budgets import RedisBudgets
+from onward_runlog.permits import RedisPermits
+from onward_runlog.runs import Runs
+from onward_runlog.store import Store
+from onward_runlog.writer import LogWriter
+
+pytestmark = pytest.mark.usefixtures("one_partition")
+
+BASE = keys.base(0)
+
+
+@contextlib.asynccontextmanager
+async def holding(store: Store, writer: LogWriter, served: Workflow[..., Any, Any]) -> AsyncIterator[Holding]:
+    """An executor's runs, without the executor."""
+    executor = Executor(executor_id="e1", deployment="build", slots=10)
+    async with (
+        RedisPermits(store).opened() as permits,
+        RedisBudgets(store).opened() as budgets,
+        RedisBreakers(store).opened() as breakers,
+    ):
+        made = Holding(store, writer, permits, budgets, breakers, {served.name: served}, executor, lease_ttl_s=0.25)
+        async with made.heartbeat.beating():
+            yield made
+            await made.hand_over()
+
+
+async def given(runs: Runs) -> tuple[Run, ExecuteRequest]:
+    """A run that this executor is to take."""
+    run, _, taken = await runs.submit(a_run(), holder="e1", ttl_s=60)
+    assert taken is not None
+    return run, ExecuteRequest(run=taken.run, attempt=taken.attempt, log_key=taken.log_key, cause=taken.cause)
+
+
+@pytest.mark.parametrize("becomes", ["running", "parked", "paused", "ended"])
+async def test_code_is_stopped_whatever_became_of_the_run_elsewhere(
+    store: Store, runs: Runs, writer: LogWriter, becomes: str
+) -> None:
+    """It says nothing and would not find out by itself: the next renewals tell."""
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    @workflow
+    async def blog() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with holding(store, writer, blog) as held, asyncio.timeout(10):
+        run, request = await given(runs)
+        held.take(request)
+        await begun.wait()
+        assert await runs.lose("default", "run", 1, "lost")
+        [taken] = await runs.claim(BASE, "build", holder="e2", ttl_s=60, limit=1)
+        reply = await append(store, run, taken.attempt, 1, status())
+        match becomes:
+            case "parked":
+                assert (await park(store, run, taken.attempt, 2, reply.last_offset, "go")).status == "ok"
+            case "paused":
+                await append(store, run, taken.attempt, 2, ended(PAUSED), end=PAUSED)
+            case "ended":
+                await append(store, run, taken.attempt, 2, ended(), end=SUCCEEDED)
+        await stopped.wait()
+        await held.emptied(10)
+        assert held.running == 0
