@@ -31,6 +31,7 @@ from onward.replay import Diverged
 from onward.signature import dump_any
 from onward.streams import Stream
 from onward.tracing import trace_parent_of
+from onward.turns import NEVER
 from onward.v1.errand_pb2 import Errand
 from onward.v1.event_pb2 import WAIT_KIND_CHILD, ChildStarted, Event
 from onward.v1.gateway_service_pb2 import StartRunRequest
@@ -120,16 +121,22 @@ class Child(Generic[T]):
         caller = _caller("Child.cancel")
         journal = caller.journal
         instance = caller.child("onward.cancel_child", streams=False, key=self.run_id)
+        journal.came_by()
         if journal.replay is not None:
             try:
                 record = journal.replay.meet(instance, b"")
             except Diverged as error:
                 await journal.diverged(instance, error.record, None, private=True)
             if record is not None and record.outcome:
+                await journal.turns.turn(record.finished_offset, yields=True)
                 return
+            if record is None and not journal.replay.over:
+                await journal.turns.turn(NEVER)
+        if journal.before_live is not None:
+            await journal.cancelled_first()
         errand = journal.stop_child(self.run_id, reason or "its parent asked for that")
         journal.told(instance, inline(b"null"), outbox=[errand])
-        await journal.append()
+        await journal.turns.turn(await journal.append())
 
 
 class Starter:

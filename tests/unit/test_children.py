@@ -15,7 +15,8 @@ from onward.children import CHILDREN_MAX, DEPTH_MAX
 from onward.engine import Attempt
 from onward.instance import CURRENT
 from onward.log import ACCEPTED
-from onward.memory import MemoryRun
+from onward.memory import MemoryLog, MemoryRun
+from onward.turns import SETTLE_TURNS
 from onward.v1.errand_pb2 import Errand
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_STARTED, ATTEMPT_CAUSE_WOKEN, Event
 from onward.v1.run_pb2 import Payload, Run
@@ -306,6 +307,48 @@ async def test_a_child_can_be_cancelled() -> None:
         result = await testing.run(parent)
     assert result.output == "CANCELLED"
     assert DONE == ["cleaned up"]
+
+
+async def test_what_follows_a_childs_cancellation_has_its_place_in_the_order_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On replay nobody is told of it sooner than the first time: others may have gone on before."""
+    appends = MemoryLog.append
+
+    async def answer(memory: MemoryRun) -> None:
+        for _ in range(3 * SETTLE_TURNS):
+            await asyncio.sleep(0)
+        memory.online.set()
+
+    async def append(self: MemoryLog, *events: Event, **memo: Any) -> int:
+        # As a store is: its answer takes longer than what was given before takes to have its effect.
+        self.run.online.clear()
+        answering = asyncio.create_task(answer(self.run))
+        offset = await appends(self, *events, **memo)
+        await answering
+        return offset
+
+    monkeypatch.setattr(MemoryLog, "append", append)
+
+    @workflow
+    async def parent() -> str:
+        child = await onward.start_child(wait_for_ever)
+        cancelled = False
+
+        async def cancel() -> None:
+            nonlocal cancelled
+            await effect("first")
+            await child.cancel()
+            cancelled = True
+
+        async def beside() -> str:
+            await effect("second")
+            return await effect("after" if cancelled else "before")
+
+        _, order = await asyncio.gather(cancel(), beside())
+        return order
+
+    assert (await testing.run(parent)).output == "before"
 
 
 async def test_a_child_of_a_failed_try_is_cancelled_and_the_next_try_starts_another() -> None:
