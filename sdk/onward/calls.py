@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, NoReturn
 
 from opentelemetry.trace import SpanKind
@@ -158,7 +159,7 @@ async def begin(call: Call, instance: Instance, *, gives_again: bool = False) ->
         CancelledError: It was cancelled; the attempt is over; or the code is not the one that wrote the log.
     """
     journal = instance.journal
-    if asyncio.get_running_loop() is not journal.loop:
+    if get_ident() != journal.thread:
         raise RuntimeError(f"{call.name} was called on another event loop than its run's: call it from an `async def`")
     journal.came_by()
     await journal.room()
@@ -687,9 +688,12 @@ async def collect(
             items.check(item)
             gathered.append(item)
             if voice is not None:
-                for event in await deltas(call, voice, items, item):
-                    voice.journal.post(event)
-                await voice.journal.room()
+                journal = voice.journal
+                # Not awaited where it is text: a coroutine for each token costs as much as its event.
+                for event in journal.text(voice, item) if items.is_text else await deltas(call, voice, items, item):
+                    journal.post(event)
+                if journal.crowded:
+                    await journal.room()
     finally:
         await close_generator(generator)
     return items.whole(gathered)

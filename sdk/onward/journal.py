@@ -87,6 +87,14 @@ def now() -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
+def stamped(component_id: str) -> Event:
+    """Return an event of now, its kind still to be set: in place, which takes a third of the time of giving it."""
+    event = Event(component_id=component_id)
+    time = event.create_time
+    time.seconds, time.nanos = divmod(round(PACE.get().clock() * 1e9), 1_000_000_000)
+    return event
+
+
 def inline(data: bytes) -> Payload:
     """Return JSON as a Payload that holds it."""
     return Payload(data=data, size=len(data))
@@ -107,9 +115,15 @@ def seen(data: bytes) -> Payload:
 
 def text_deltas(text: str, channel: Channel.ValueType = CHANNEL_TEXT, part: int = 0) -> Iterator[OutputDelta]:
     """Yield a piece of text, in several pieces where it is long."""
+    for piece in _pieces(text):
+        yield OutputDelta(channel=channel, part=part, text=piece)
+
+
+def _pieces(text: str) -> Sequence[str]:
     text = well_formed(text)
-    for index in range(0, len(text) or 1, DELTA_CHARS_MAX):
-        yield OutputDelta(channel=channel, part=part, text=text[index : index + DELTA_CHARS_MAX])
+    if len(text) <= DELTA_CHARS_MAX:
+        return (text,)
+    return [text[index : index + DELTA_CHARS_MAX] for index in range(0, len(text), DELTA_CHARS_MAX)]
 
 
 class NonDeterministic(Exception):
@@ -214,6 +228,11 @@ class Journal:
             self.refuse(error)
             raise asyncio.CancelledError("the attempt is over") from error
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there is anything that `room` waits for or raises. Most often there is not, and this costs less."""
+        return self.closed or self.log.crowded
+
     async def room(self) -> None:
         """Wait while too much is unsent.
 
@@ -242,7 +261,7 @@ class Journal:
 
     def came_by(self) -> None:
         """Note the running task, so that the attempt leaves nothing running behind. Called on the loop."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self.loop)
         if task is not None and task is not self.body and task not in self.tasks:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
@@ -294,7 +313,11 @@ class Journal:
         private: bool,
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> None:
-        started = ComponentStarted(name=instance.name, input=None if private or data is None else seen(data))
+        event = stamped(instance.id)
+        started = event.component_started
+        started.name = instance.name
+        if data is not None and not private:
+            started.input.CopyFrom(seen(data))
         if instance.parent is not None and instance.parent.id:
             started.parent_id = instance.parent.id
         if self.tracer is not None:
@@ -302,7 +325,7 @@ class Journal:
             instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above, kind)
         if digest:
             started.input_digest = digest
-        self.post(Event(create_time=now(), component_id=instance.id, component_started=started))
+        self.post(event)
 
     def wait_started(
         self,
@@ -428,7 +451,9 @@ class Journal:
 
     def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:
         self.on_end()
-        return Event(create_time=now(), component_id=instance.id, component_finished=finished)
+        event = stamped(instance.id)
+        event.component_finished.CopyFrom(finished)
+        return event
 
     def retrying(
         self,
@@ -508,9 +533,12 @@ class Journal:
     def text(self, instance: Instance, text: str) -> Iterator[Event]:
         """Return the deltas of a piece of text."""
         if instance.shows():
-            for delta in text_deltas(text):
+            for piece in _pieces(text):
+                event = stamped(instance.id)
+                delta = event.output_delta
+                delta.channel, delta.text = CHANNEL_TEXT, piece
                 if instance.record is None or not self._stands(instance, delta):
-                    yield Event(create_time=now(), component_id=instance.id, output_delta=delta)
+                    yield event
 
     async def item(self, instance: Instance, data: bytes) -> Iterator[Event]:
         """Return the delta of an item that is not text.

@@ -124,6 +124,10 @@ class AttemptLog(Protocol):
             EventTooLarge: None of `events` was taken.
         """
 
+    @property
+    def crowded(self) -> bool:
+        """Whether `room` would do anything but return at once."""
+
     async def room(self) -> None:
         """Return at once while less than UNSENT_EVENTS_MAX and UNSENT_BYTES_MAX are unsent, else when there is room.
 

@@ -243,8 +243,15 @@ class MemoryLog:
         self._raise()
         return self.run.last_offset
 
+    @property
+    def crowded(self) -> bool:
+        return self._is_full() or (self._refusal or self.run.refusal(self.attempt)) is not None
+
+    def _is_full(self) -> bool:
+        return len(self._unsent) >= UNSENT_EVENTS_MAX or self._unsent_bytes >= UNSENT_BYTES_MAX
+
     async def room(self) -> None:
-        if len(self._unsent) >= UNSENT_EVENTS_MAX or self._unsent_bytes >= UNSENT_BYTES_MAX:
+        if self._is_full():
             await self.run.online.wait()
             self._send()
         self._raise()

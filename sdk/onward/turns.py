@@ -68,11 +68,11 @@ class Turns:
         self.look()
         await future
         self._came(offset)
-        self._last = asyncio.current_task()
+        self._last = asyncio.current_task(self._loop)
 
     def at_once(self, offset: int) -> bool:
         """Tell whether it is the turn of what stands at `offset` already, and if so take it."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if self._pending or (self._left and task is not self._last):
             return False
         if self._blocked is not None and self._blocked(offset):

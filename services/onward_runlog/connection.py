@@ -27,6 +27,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from onward_runlog.bell import Bell
 from onward_runlog.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class Connection:
         self._library = library
         self._wire: AbstractConnection | None = None
         self._waiting: deque[_Call] = deque()
-        self._wanted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._wanted = Bell()
         self.lost = 0
         """How many times the store was lost. Whoever judges by time asks whether this has grown."""
 
@@ -119,18 +121,16 @@ class Connection:
                 nothing for now.
             redis.exceptions.ResponseError: The server refused this command.
         """
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Call(command, reply, loop.time() + patience_s))
-        self._wanted.set()
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append(_Call(command, reply, self._loop.time() + patience_s))
+        self._wanted.ring()
         return reply
 
     async def _serve(self) -> None:
         failures = 0
         while True:
-            if not self._waiting:
-                self._wanted.clear()
-                await self._wanted.wait()
+            while not self._waiting:
+                await self._wanted.answer()
             batch, packed = self._next_batch()
             try:
                 await self._exchange(batch, packed)
@@ -204,11 +204,10 @@ class Connection:
                     self._waiting.extendleft(reversed(unknown))
 
     async def _back_off(self, pause_s: float) -> None:
-        loop = asyncio.get_running_loop()
         await asyncio.sleep(pause_s)
         patient: deque[_Call] = deque()
         for call in self._waiting:
-            if call.give_up < loop.time():
+            if call.give_up < self._loop.time():
                 _fail(call, StoreUnavailable("Redis does not answer"))
             elif not call.reply.done():
                 patient.append(call)

@@ -28,6 +28,7 @@ from onward.log import (
 from onward.v1.event_pb2 import Event
 from onward.v1.run_pb2 import RunState, Usage
 from onward_runlog import keys
+from onward_runlog.bell import Bell
 from onward_runlog.connection import Argument
 from onward_runlog.errors import StoreUnavailable
 from onward_runlog.record import pairs, usage_text
@@ -103,7 +104,8 @@ class LogWriter:
         self._limits = (*self.limits, int(retention_s * 1000))
         self.warn_events, self.warn_bytes = WARN_AT * log_events_max, WARN_AT * log_bytes_max
         self._dirty: dict[RedisAttemptLog, None] = {}
-        self._wanted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._wanted = Bell()
         self._linger: asyncio.TimerHandle | None = None
         self._insisting: set[asyncio.Task[None]] = set()
 
@@ -144,35 +146,46 @@ class LogWriter:
         """Note that a log has something to send: at once, or within LINGER_S."""
         self._dirty[log] = None
         if urgent:
-            self._wanted.set()
+            self._wanted.ring()
         elif self._linger is None:
-            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._lingered)
+            self._linger = self._loop.call_later(LINGER_S, self._lingered)
 
     def _lingered(self) -> None:
         self._linger = None
         if self._dirty:
-            self._wanted.set()
+            self._wanted.ring()
 
     async def _serve(self) -> None:
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._wanted.answer()
             dirty, self._dirty = self._dirty, {}
             by_base: dict[str, list[_Batch]] = {}
             for log in dirty:
                 if batch := log.take():
                     by_base.setdefault(log.base, []).append(batch)
-            groups = [(base, group) for base, batches in by_base.items() for group in _groups(batches)]
-            await asyncio.gather(*(self._commit(base, group) for base, group in groups))
+            began = self._loop.time()
+            under_way = [
+                (base, group, self._append(base, group))
+                for base, batches in by_base.items()
+                for group in _groups(batches)
+            ]
+            try:
+                for base, group, replies in under_way:
+                    await self._settle(base, group, replies, began)
+            finally:
+                for _, _, replies in under_way:
+                    replies.cancel()
 
-    async def _commit(self, base: str, batches: list[_Batch]) -> None:
+    def _append(self, base: str, batches: list[_Batch]) -> asyncio.Future[Any]:
         arguments: list[Argument] = [*self._limits]
         for batch in batches:
             arguments += batch.arguments
-        began = asyncio.get_running_loop().time()
+        # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
+        return self.store.call("append", base, *arguments, patience_s=float("inf"))
+
+    async def _settle(self, base: str, batches: list[_Batch], under_way: asyncio.Future[Any], began: float) -> None:
         try:
-            # For ever: the sequence number makes a repeat harmless, and nobody else may answer for these events.
-            replies = await self.store.call("append", base, *arguments, patience_s=float("inf"))
+            replies = await under_way
         except (RedisError, StoreUnavailable) as error:
             logger.error("the store refuses to write for %d runs, trying on: %s", len(batches), error)
             for batch in batches:
@@ -180,7 +193,7 @@ class LogWriter:
                 self._insisting.add(task)
                 task.add_done_callback(self._insisting.discard)
         else:
-            self._on_commit(asyncio.get_running_loop().time() - began)
+            self._on_commit(self._loop.time() - began)
             for batch, reply in zip(batches, replies, strict=True):
                 batch.log.settle(batch, reply)
 
@@ -218,6 +231,7 @@ class RedisAttemptLog:
         self.ref = ref
         self.attempt = attempt
         self._writer = writer
+        self._loop = asyncio.get_running_loop()
         self._sequence = 0
         self._blobs = 0
         self._unsent: deque[_Unsent] = deque()
@@ -267,11 +281,16 @@ class RedisAttemptLog:
             self._take_in(None, None, memo, outbox)
         return await self._commit()
 
+    @property
+    def crowded(self) -> bool:
+        """See AttemptLog.crowded."""
+        return self._is_crowded() or self._refused is not None or self._finishing is not None
+
     async def room(self) -> None:
         """See AttemptLog.room."""
         while self._is_crowded():
             self._raise_refusal()
-            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            room: asyncio.Future[None] = self._loop.create_future()
             self._crowded.append(room)
             await room
         self._raise_refusal()
@@ -301,7 +320,7 @@ class RedisAttemptLog:
         heard = self._heard
         while self._in_flight or self._unsent:
             self._raise_refusal()
-            self._idle = asyncio.get_running_loop().create_future()
+            self._idle = self._loop.create_future()
             self._writer.touch(self, urgent=True)
             await self._idle
         self._raise_refusal()
@@ -485,7 +504,7 @@ class RedisAttemptLog:
     async def _commit(self) -> int:
         if self._committed == self._handed_over:
             return self._last_offset
-        committed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        committed: asyncio.Future[int] = self._loop.create_future()
         self._waiting.append((self._handed_over, committed))
         self._writer.touch(self, urgent=True)
         return await committed

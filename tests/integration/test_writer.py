@@ -298,8 +298,10 @@ async def test_user_code_may_be_ahead_of_the_store_only_so_far(
     for _ in range(number - 1):
         log.post(status("x" * size))
         if size == 1:
+            assert not log.crowded
             await log.room()
     log.post(status("x" * size))
+    assert log.crowded
     waiting = [asyncio.ensure_future(log.room()) for _ in range(3)]
     appending = asyncio.ensure_future(log.append(status("last")))
     await asyncio.wait([*waiting, appending], timeout=0.01)

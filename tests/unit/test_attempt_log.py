@@ -206,6 +206,7 @@ async def test_a_later_attempt_fences_an_earlier_one(new_run: NewRun) -> None:
     first.post(status("late"))
     with pytest.raises(AttemptFenced):
         await first.append()
+    assert first.crowded  # whoever asks before `room` is sent there, and told
     with pytest.raises(AttemptFenced):
         await first.append(status("later"))
     with pytest.raises(AttemptFenced):
@@ -307,6 +308,7 @@ async def test_room_is_there_while_nothing_is_unsent(new_run: NewRun) -> None:
         log.post(status(str(number)))
         if number % 500 == 0:
             await log.room()
+            assert not log.crowded
     assert await log.append() == 3_001
 
 

@@ -37,7 +37,9 @@ async def test_room_runs_out_while_the_store_is_away() -> None:
         for number in range(UNSENT_EVENTS_MAX - 1):
             log.post(status(str(number)))
         await log.room()
+        assert not log.crowded
         log.post(status("one too many"))
+        assert log.crowded
         waiting = asyncio.ensure_future(log.room())
         await asyncio.sleep(0)
         assert not waiting.done()
