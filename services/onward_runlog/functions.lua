@@ -819,17 +819,31 @@ local function held(keys, argv)
   return found
 end
 
+-- So many deployments are remembered, and every one that had an executor of late: each build is one, and all are read.
+local DEPLOYMENTS_MAX = 200
+local OF_LATE = 86400000
+
 -- register: executor_id, executor, deployment, workflows, ttl. KEYS[1] is the registry's base name.
 -- → milliseconds at which the deployment was first seen
 local function register(keys, argv)
   local base, now = keys[1], now_ms()
   redis.call('HSET', base .. ':executors', argv[1], argv[2])
   redis.call('ZADD', base .. ':alive', int(now + tonumber(argv[5])), argv[1])
+  redis.call('ZADD', base .. ':served', int(now), argv[3])
   local known = redis.call('HGET', base .. ':workflows', argv[3])
   redis.call('HSETNX', base .. ':deployments', argv[3], int(now))
   if known ~= argv[4] then
     redis.call('HSET', base .. ':workflows', argv[3], argv[4])
     redis.call('PUBLISH', base .. ':wake', argv[3])
+  end
+  local surplus = redis.call('HLEN', base .. ':deployments') - DEPLOYMENTS_MAX
+  if surplus > 0 then
+    local left = redis.call('ZRANGEBYSCORE', base .. ':served', '-inf', int(now - OF_LATE), 'LIMIT', 0, surplus)
+    for _, name in ipairs(left) do
+      redis.call('ZREM', base .. ':served', name)
+      redis.call('HDEL', base .. ':deployments', name)
+      redis.call('HDEL', base .. ':workflows', name)
+    end
   end
   return redis.call('HGET', base .. ':deployments', argv[3])
 end

@@ -1,4 +1,4 @@
-"""Which executors live, and which deployments were ever served."""
+"""Which executors live, and which deployments were served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onward_runlog.store import Store
 
 
 async def register(store: Store, executor: Executor, *, ttl_s: float) -> None:
-    """Make an executor known for `ttl_s` seconds, and what its deployment serves for good."""
+    """Make an executor known for `ttl_s` seconds, and what its deployment serves until newer ones take its place."""
     served: Sequence[Workflow] = sorted(executor.workflows, key=lambda workflow: workflow.name)
     workflows = ListWorkflowsResponse(workflows=served).SerializeToString(deterministic=True)
     slim = Executor()

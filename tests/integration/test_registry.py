@@ -1,4 +1,4 @@
-"""Which executors live and which deployments serve what: known by repetition, and for good."""
+"""Which executors live, known by repetition, and which deployments serve what, which is remembered for longer."""
 
 from __future__ import annotations
 
@@ -71,6 +71,25 @@ async def test_a_workflow_stays_known_while_no_executor_lives(store: Store, depl
     served = await deployments.choose("blog")
     assert served is not None
     assert (served.deployment, served.workflow.name) == ("build", "blog")
+
+
+async def test_builds_that_nobody_serves_any_more_are_forgotten(store: Store, deployments: Deployments) -> None:
+    """Beyond two hundred those go first that had no executor for longest; never one that had one within a day."""
+    registry = "onward:{registry}"
+    await register(store, executor("e", "quiet"), ttl_s=60)
+    for number in range(200):
+        await register(store, executor("e", f"build-{number}"), ttl_s=60)
+    assert await store.command("HLEN", f"{registry}:workflows") == 201, "all of them were served of late"
+    for age_ms, name in enumerate(("build-7", "quiet", "build-9")):
+        await store.command("ZADD", f"{registry}:served", 1 + age_ms, name)
+    await register(store, executor("e", "new"), ttl_s=60)
+    for name in ("build-7", "quiet"):
+        assert await deployments.choose("blog", name) is None
+    for name in ("build-9", "build-8", "new"):
+        assert await deployments.choose("blog", name) is not None
+    for name in ("workflows", "deployments"):
+        assert await store.command("HLEN", f"{registry}:{name}") == 200
+    assert await store.command("ZCARD", f"{registry}:served") == 200
 
 
 async def test_an_unknown_workflow_is_looked_up_before_it_is_refused(store: Store, deployments: Deployments) -> None:
