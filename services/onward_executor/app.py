@@ -74,7 +74,7 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Runni
         metering = Metering()
         writer = await stack.enter_async_context(LogWriter(store, on_commit=metering.committed).opened())
         budgets = await stack.enter_async_context(RedisBudgets(store, on_wait=metering.waits).opened())
-        breakers = await stack.enter_async_context(RedisBreakers(store).opened())
+        breakers = await stack.enter_async_context(RedisBreakers(store, on_wait=metering.waits_out).opened())
         executor = Executor(
             executor_id=f"{socket.gethostname()}-{secrets.token_hex(4)}",
             deployment=settings.deployment or served.name,

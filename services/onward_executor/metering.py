@@ -29,6 +29,12 @@ class Metering:
             "How long a model call was told to wait for its turn.",
             explicit_bucket_boundaries_advisory=WAITS_S,
         )
+        self._outages = meter().create_histogram(
+            "onward.outage.wait",
+            "s",
+            "How long a model call was told to wait for a provider that is down or coming back.",
+            explicit_bucket_boundaries_advisory=WAITS_S,
+        )
 
     @contextlib.contextmanager
     def reading(self, holding: Holding, deployment: str) -> Iterator[None]:
@@ -44,3 +50,7 @@ class Metering:
     def waits(self, delay_s: float) -> None:
         """A model call has to wait for its budget."""
         self._waits.record(delay_s)
+
+    def waits_out(self, delay_s: float) -> None:
+        """A model call has to wait for a provider to answer again."""
+        self._outages.record(delay_s)

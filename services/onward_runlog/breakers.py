@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from random import random
 from typing import Any
 
@@ -33,8 +33,12 @@ KNOWN_S = 600.0
 class RedisBreakers:
     """`onward.breakers.Breakers` for all runs that a process holds."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, on_wait: Callable[[float], None] = lambda _delay_s: None) -> None:
+        """Args:
+        on_wait: Called with the seconds that a call is told to wait.
+        """
         self._store = store
+        self._on_wait = on_wait
         self._tripped = Announced(store, keys.BREAKERS, keys.breakers)
         self._answers: dict[str, tuple[int, float]] = {}
         """Since the last report, by name: how many, and when the newest came by the loop's clock."""
@@ -62,7 +66,9 @@ class RedisBreakers:
         """See Breakers.enter."""
         status, *told_ms = await self._asked(self._call("breaker_enter", name, call))
         if status == b"wait":
-            return Entry(max(0.001, int(told_ms[0]) / 1000), down_s=int(told_ms[1]) / 1000)
+            delay_s = max(0.001, int(told_ms[0]) / 1000)
+            self._on_wait(delay_s)
+            return Entry(delay_s, down_s=int(told_ms[1]) / 1000)
         if status == b"closed":
             self._tripped.discard(name)
         if status == b"probe" and (name, call) not in self._probes:

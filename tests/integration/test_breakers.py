@@ -241,6 +241,16 @@ async def test_a_reply_that_is_lost_is_asked_for_again(redis_url: str, store: St
         assert proxy.lost == 1
 
 
+async def test_waits_for_a_provider_are_told(store: Store) -> None:
+    """Only those: a probe does not wait."""
+    waits: list[float] = []
+    async with RedisBreakers(store, on_wait=waits.append).opened() as breakers:
+        await fail(breakers)
+        entry = await breakers.enter(NAME, "w/1/1")
+        await probe(breakers, store)
+    assert waits == [entry.delay_s]
+
+
 async def test_nothing_is_left_of_an_outage(breakers: RedisBreakers, store: Store) -> None:
     """All keys expire."""
     await fail(breakers)
