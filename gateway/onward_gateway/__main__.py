@@ -9,6 +9,7 @@ from onward_gateway.access import KeysInvalid
 from onward_gateway.app import Unprotected, serve
 from onward_gateway.settings import Settings
 from onward_runlog.errors import StoreUnfit
+from onward_serving.environment import SettingInvalid
 from onward_serving.process import announce, log_to_stderr, stop_on_signals
 from onward_serving.tls import TlsInvalid
 
@@ -31,7 +32,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(run(Settings.from_env()))
-    except (OSError, StoreUnfit, Unprotected, KeysInvalid, TlsInvalid) as error:
+    except (OSError, StoreUnfit, Unprotected, KeysInvalid, TlsInvalid, SettingInvalid) as error:
         sys.exit(f"onward gateway: {error}")
 
 

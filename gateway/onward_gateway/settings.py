@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onward_serving.tls import Peers, path_in
+from onward_serving import environment
+from onward_serving.tls import Peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,31 +62,29 @@ class Settings:
         ONWARD_CORS_ORIGINS, ONWARD_HTTP_CONNECTIONS_MAX, ONWARD_STREAMS_MAX, ONWARD_NAMESPACE_STREAMS_MAX,
         ONWARD_STREAM_AGE_S, ONWARD_SLOW_READER_S, ONWARD_SLOW_READER_GRACE_S, ONWARD_SHUTDOWN_GRACE_S and
         ONWARD_ALLOW_UNFIT_STORE. Lists are separated by commas.
+
+        Raises:
+            SettingInvalid: One of them is not what it should be.
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
-            schedulers=listed(env["ONWARD_SCHEDULER"]) if env.get("ONWARD_SCHEDULER") else cls.schedulers,
+            schedulers=environment.listed(env, "ONWARD_SCHEDULER", cls.schedulers),
             grpc=env.get("ONWARD_GRPC", cls.grpc),
             http=env.get("ONWARD_HTTP", cls.http),
             namespace=env.get("ONWARD_NAMESPACE", cls.namespace),
-            keys=path_in(env, "ONWARD_KEYS"),
-            allow_anonymous=env.get("ONWARD_ALLOW_ANONYMOUS", "") == "1",
-            tls_cert=path_in(env, "ONWARD_TLS_CERT"),
-            tls_key=path_in(env, "ONWARD_TLS_KEY"),
+            keys=environment.path(env, "ONWARD_KEYS"),
+            allow_anonymous=environment.told(env, "ONWARD_ALLOW_ANONYMOUS"),
+            tls_cert=environment.path(env, "ONWARD_TLS_CERT"),
+            tls_key=environment.path(env, "ONWARD_TLS_KEY"),
             peers=Peers.from_env(env),
-            http_hosts=listed(env.get("ONWARD_HTTP_HOSTS", "")),
-            cors_origins=listed(env.get("ONWARD_CORS_ORIGINS", "")),
-            http_connections_max=int(env.get("ONWARD_HTTP_CONNECTIONS_MAX", cls.http_connections_max)),
-            streams_max=int(env.get("ONWARD_STREAMS_MAX", cls.streams_max)),
-            namespace_streams_max=int(env.get("ONWARD_NAMESPACE_STREAMS_MAX", cls.namespace_streams_max)),
-            stream_age_s=float(env.get("ONWARD_STREAM_AGE_S", cls.stream_age_s)),
-            slow_reader_s=float(env.get("ONWARD_SLOW_READER_S", cls.slow_reader_s)),
-            slow_reader_grace_s=float(env.get("ONWARD_SLOW_READER_GRACE_S", cls.slow_reader_grace_s)),
-            shutdown_grace_s=float(env.get("ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s)),
-            allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
+            http_hosts=environment.listed(env, "ONWARD_HTTP_HOSTS"),
+            cors_origins=environment.listed(env, "ONWARD_CORS_ORIGINS"),
+            http_connections_max=environment.whole(env, "ONWARD_HTTP_CONNECTIONS_MAX", cls.http_connections_max),
+            streams_max=environment.whole(env, "ONWARD_STREAMS_MAX", cls.streams_max),
+            namespace_streams_max=environment.whole(env, "ONWARD_NAMESPACE_STREAMS_MAX", cls.namespace_streams_max),
+            stream_age_s=environment.seconds(env, "ONWARD_STREAM_AGE_S", cls.stream_age_s, least=0.1),
+            slow_reader_s=environment.seconds(env, "ONWARD_SLOW_READER_S", cls.slow_reader_s, least=0.1),
+            slow_reader_grace_s=environment.seconds(env, "ONWARD_SLOW_READER_GRACE_S", cls.slow_reader_grace_s),
+            shutdown_grace_s=environment.seconds(env, "ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s),
+            allow_unfit_store=environment.told(env, "ONWARD_ALLOW_UNFIT_STORE"),
         )
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """Return the members of a list that is separated by commas."""
-    return tuple(member.strip() for member in text.split(",") if member.strip())

@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 from cyclopts import App, Group
 
+from onward_serving.environment import SettingInvalid
+
 SERVE = {
     "dev": "Run everything on this machine, and your code, reloaded when it changes.",
     "gateway": "Serve the public API.",
@@ -35,16 +37,19 @@ def command_line(arguments: Sequence[str]) -> App:
     """Return the command as it answers these arguments: each command on a line, the one that is called in full."""
     app = App(name="onward", help="Run long agent workflows and never lose the thread.", version=version("onward"))
     homes = {name: f"onward_cli.{name}:{name}" for name in SERVE} | {name: f"onward_cli.talk:{name}" for name in TALK}
-    for name, text in (SERVE | TALK).items():
+    for order, (name, text) in enumerate((SERVE | TALK).items()):
         # By path: a command imports only what it needs. Without a text its help is its docstring.
         group = SERVING if name in SERVE else TALKING
-        app.command(homes[name], name=name, group=group, help=None if name in arguments[:1] else text)
+        app.command(homes[name], name=name, group=group, help=None if name in arguments[:1] else text, sort_key=order)
     return app
 
 
 def main() -> None:
     """Run the command that the arguments name."""
-    command_line(sys.argv[1:])()
+    try:
+        command_line(sys.argv[1:])()
+    except SettingInvalid as error:
+        sys.exit(f"onward: {error}")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,29 @@ def executor(
     *,
     redis: Redis = None,
     scheduler: Schedulers = None,
-    listen: Annotated[str | None, Parameter(help="HOST:PORT. [env: ONWARD_EXECUTOR_LISTEN]")] = None,
-    advertise: Annotated[str | None, Parameter(help="HOST:PORT at which Schedulers reach it.")] = None,
-    slots: Annotated[int | None, Parameter(help="Runs taken at a time. [env: ONWARD_SLOTS]")] = None,
-    deployment: Annotated[str | None, Parameter(help="Name of this build of your code.")] = None,
-    drain_grace: Annotated[float | None, Parameter(help="Seconds that runs may go on after SIGTERM.")] = None,
+    listen: Annotated[
+        str | None, Parameter(help=f"HOST:PORT; {Settings.listen} by default. [env: ONWARD_EXECUTOR_LISTEN]")
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        Parameter(
+            help="HOST:PORT at which Schedulers reach it; where it listens by default. [env: ONWARD_EXECUTOR_ADVERTISE]"
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None, Parameter(help=f"Runs taken at a time; {Settings.slots} by default. [env: ONWARD_SLOTS]")
+    ] = None,
+    deployment: Annotated[
+        str | None,
+        Parameter(help="Name of this build of your code; made from its content by default. [env: ONWARD_DEPLOYMENT]"),
+    ] = None,
+    drain_grace: Annotated[
+        float | None,
+        Parameter(
+            help="Seconds that runs may go on after SIGTERM before another executor takes them; "
+            f"{Settings.drain_grace_s:g} by default. [env: ONWARD_DRAIN_GRACE_S]"
+        ),
+    ] = None,
     allow_unfit_store: AllowUnfit = None,
 ) -> None:
     """Run your code. Any number of executors may run.

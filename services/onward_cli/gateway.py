@@ -19,8 +19,12 @@ def gateway(
     *,
     redis: Redis = None,
     scheduler: Schedulers = None,
-    grpc: Annotated[str | None, Parameter(help="HOST:PORT for gRPC. [env: ONWARD_GRPC]")] = None,
-    http: Annotated[str | None, Parameter(help="HOST:PORT for HTTP. [env: ONWARD_HTTP]")] = None,
+    grpc: Annotated[
+        str | None, Parameter(help=f"HOST:PORT for gRPC; {Settings.grpc} by default. [env: ONWARD_GRPC]")
+    ] = None,
+    http: Annotated[
+        str | None, Parameter(help=f"HOST:PORT for HTTP; {Settings.http} by default. [env: ONWARD_HTTP]")
+    ] = None,
     keys: Annotated[
         str | None,
         Parameter(help="File of API keys, see `onward keys new`: then every call needs one. [env: ONWARD_KEYS]"),
@@ -28,7 +32,8 @@ def gateway(
     allow_anonymous: Annotated[
         bool | None,
         Parameter(
-            help="Ask for no API keys elsewhere than on loopback, too: whoever can connect may do everything.",
+            help="Ask for no API keys elsewhere than on loopback, too: whoever can connect may do everything. "
+            "[env: ONWARD_ALLOW_ANONYMOUS=1]",
             negative="",
         ),
     ] = None,
@@ -37,7 +42,9 @@ def gateway(
         Parameter(help="Certificate of both ports, with its chain, in PEM: then they encrypt. [env: ONWARD_TLS_CERT]"),
     ] = None,
     tls_key: Annotated[str | None, Parameter(help="Its key, in PEM. [env: ONWARD_TLS_KEY]")] = None,
-    namespace: Annotated[str | None, Parameter(help="Tenant of callers without an API key.")] = None,
+    namespace: Annotated[
+        str | None, Parameter(help="Tenant of callers without an API key. [env: ONWARD_NAMESPACE]")
+    ] = None,
     cors_origin: Annotated[
         str | None,
         Parameter(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from onward_gateway.access import KeysInvalid, Scope, line_of, new_key
-from onward_gateway.settings import listed
+from onward_serving.environment import members
 
 
 def keys(
@@ -29,7 +29,7 @@ def keys(
     """
     key = new_key()
     try:
-        line = line_of(key, namespace, frozenset(Scope(scope) for scope in listed(scopes)), name)
+        line = line_of(key, namespace, frozenset(Scope(scope) for scope in members(scopes)), name)
     except KeysInvalid as error:
         sys.exit(f"onward: {error}")
     except ValueError:

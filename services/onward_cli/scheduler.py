@@ -16,8 +16,16 @@ from onward_scheduler.settings import Settings
 def scheduler(
     *,
     redis: Redis = None,
-    listen: Annotated[str | None, Parameter(help="HOST:PORT. [env: ONWARD_SCHEDULER_LISTEN]")] = None,
-    lease_ttl: Annotated[float | None, Parameter(help="Seconds until a silent executor is replaced.")] = None,
+    listen: Annotated[
+        str | None, Parameter(help=f"HOST:PORT; {Settings.listen} by default. [env: ONWARD_SCHEDULER_LISTEN]")
+    ] = None,
+    lease_ttl: Annotated[
+        float | None,
+        Parameter(
+            help=f"Seconds until a silent executor is replaced; {Settings.lease_ttl_s:g} by default. "
+            "[env: ONWARD_LEASE_TTL_S]"
+        ),
+    ] = None,
     adopt_after: Annotated[
         float | None,
         Parameter(

@@ -19,11 +19,20 @@ from onward_serving.tls import TlsInvalid
 
 Server = TypeVar("Server")
 
-Redis = Annotated[str | None, Parameter(help="URL of the store. [env: ONWARD_REDIS_URL]")]
-Schedulers = Annotated[str | None, Parameter(help="HOST:PORT of Schedulers, comma-separated. [env: ONWARD_SCHEDULER]")]
+Redis = Annotated[
+    str | None, Parameter(help="URL of the store; redis://127.0.0.1:6379 by default. [env: ONWARD_REDIS_URL]")
+]
+Schedulers = Annotated[
+    str | None,
+    Parameter(help="HOST:PORT of Schedulers, comma-separated; 127.0.0.1:50052 by default. [env: ONWARD_SCHEDULER]"),
+]
 AllowUnfit = Annotated[
     bool | None,
-    Parameter(help="Serve also from a store without append-only file or that evicts keys: accepted runs may be lost."),
+    Parameter(
+        help="Serve also from a store without append-only file or that evicts keys: accepted runs may be lost. "
+        "[env: ONWARD_ALLOW_UNFIT_STORE=1]",
+        negative="",
+    ),
 ]
 Target = Annotated[str, Parameter(help="Your code: a Python file, a folder of them, or a dotted module.")]
 

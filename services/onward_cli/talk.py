@@ -55,7 +55,7 @@ class Talk:
         Parameter(
             env_var=_ADDRESS,
             help="HOST:PORT of a Gateway, https://HOST:PORT where it encrypts; several are separated by commas. "
-            "ONWARD_CA names a file of authorities to believe.",
+            "ONWARD_API_KEY holds the key that it may ask for, ONWARD_CA names a file of authorities to believe.",
         ),
     ] = DEFAULT_ADDRESS
     output: Annotated[

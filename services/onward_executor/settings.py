@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from onward_serving import environment
 from onward_serving.tls import Peers
 
 
@@ -36,16 +37,19 @@ class Settings:
     def from_env(cls, target: str, env: Mapping[str, str] = os.environ) -> Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER (comma-separated), ONWARD_EXECUTOR_LISTEN, ONWARD_EXECUTOR_ADVERTISE,
         ONWARD_SLOTS, ONWARD_DEPLOYMENT, ONWARD_DRAIN_GRACE_S, ONWARD_ALLOW_UNFIT_STORE, and what Peers read.
+
+        Raises:
+            SettingInvalid: One of them is not what it should be.
         """
         return cls(
             target=target,
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
-            schedulers=tuple(env.get("ONWARD_SCHEDULER", ",".join(cls.schedulers)).split(",")),
+            schedulers=environment.listed(env, "ONWARD_SCHEDULER", cls.schedulers),
             listen=env.get("ONWARD_EXECUTOR_LISTEN", cls.listen),
             advertise=env.get("ONWARD_EXECUTOR_ADVERTISE", cls.advertise),
-            slots=int(env.get("ONWARD_SLOTS", cls.slots)),
+            slots=environment.whole(env, "ONWARD_SLOTS", cls.slots),
             deployment=env.get("ONWARD_DEPLOYMENT", cls.deployment),
-            drain_grace_s=float(env.get("ONWARD_DRAIN_GRACE_S", cls.drain_grace_s)),
+            drain_grace_s=environment.seconds(env, "ONWARD_DRAIN_GRACE_S", cls.drain_grace_s),
             peers=Peers.from_env(env),
-            allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
+            allow_unfit_store=environment.told(env, "ONWARD_ALLOW_UNFIT_STORE"),
         )

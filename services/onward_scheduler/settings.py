@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from onward_serving import environment
 from onward_serving.tls import Peers
 
 
@@ -45,22 +46,22 @@ class Settings:
         """Read ONWARD_REDIS_URL, ONWARD_SCHEDULER_LISTEN, ONWARD_LEASE_TTL_S, ONWARD_RETENTION_S,
         ONWARD_CANCEL_GRACE_S, ONWARD_SHUTDOWN_GRACE_S, ONWARD_ADOPT_AFTER_S, ONWARD_ALLOW_UNFIT_STORE,
         ONWARD_ON_RUN_END and ONWARD_ON_RUN_PAUSED (comma-separated), ONWARD_WEBHOOK_SECRET, and what Peers read.
+
+        Raises:
+            SettingInvalid: One of them is not what it should be.
         """
+        adopts = bool(env.get("ONWARD_ADOPT_AFTER_S"))
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
             listen=env.get("ONWARD_SCHEDULER_LISTEN", cls.listen),
-            lease_ttl_s=float(env.get("ONWARD_LEASE_TTL_S", cls.lease_ttl_s)),
-            retention_s=float(env.get("ONWARD_RETENTION_S", cls.retention_s)),
-            cancel_grace_s=float(env.get("ONWARD_CANCEL_GRACE_S", cls.cancel_grace_s)),
-            shutdown_grace_s=float(env.get("ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s)),
-            adopt_after_s=float(adopt_after) if (adopt_after := env.get("ONWARD_ADOPT_AFTER_S")) else None,
-            on_run_end=_listed(env.get("ONWARD_ON_RUN_END", "")),
-            on_run_paused=_listed(env.get("ONWARD_ON_RUN_PAUSED", "")),
+            lease_ttl_s=environment.seconds(env, "ONWARD_LEASE_TTL_S", cls.lease_ttl_s, least=0.1),
+            retention_s=environment.seconds(env, "ONWARD_RETENTION_S", cls.retention_s),
+            cancel_grace_s=environment.seconds(env, "ONWARD_CANCEL_GRACE_S", cls.cancel_grace_s),
+            shutdown_grace_s=environment.seconds(env, "ONWARD_SHUTDOWN_GRACE_S", cls.shutdown_grace_s),
+            adopt_after_s=environment.seconds(env, "ONWARD_ADOPT_AFTER_S", 0.0) if adopts else None,
+            on_run_end=environment.listed(env, "ONWARD_ON_RUN_END"),
+            on_run_paused=environment.listed(env, "ONWARD_ON_RUN_PAUSED"),
             webhook_secret=env.get("ONWARD_WEBHOOK_SECRET", ""),
             peers=Peers.from_env(env),
-            allow_unfit_store=env.get("ONWARD_ALLOW_UNFIT_STORE", "") == "1",
+            allow_unfit_store=environment.told(env, "ONWARD_ALLOW_UNFIT_STORE"),
         )
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(each.strip() for each in text.split(",") if each.strip())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 
+from onward_serving import environment
 from onward_serving.server import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
@@ -123,9 +124,9 @@ class Peers:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Peers:
         """Read ONWARD_PEER_CERT, ONWARD_PEER_KEY and ONWARD_PEER_CA."""
         return cls(
-            cert=path_in(env, "ONWARD_PEER_CERT"),
-            key=path_in(env, "ONWARD_PEER_KEY"),
-            ca=path_in(env, "ONWARD_PEER_CA"),
+            cert=environment.path(env, "ONWARD_PEER_CERT"),
+            key=environment.path(env, "ONWARD_PEER_KEY"),
+            ca=environment.path(env, "ONWARD_PEER_CA"),
         )
 
     def server(self) -> grpc.ServerCredentials | None:
@@ -179,11 +180,6 @@ def certificate(cert: Path | None, key: Path | None) -> Certificate | None:
     raise TlsInvalid(
         "a certificate and its key go together: --tls-cert and --tls-key (ONWARD_TLS_CERT, ONWARD_TLS_KEY)"
     )
-
-
-def path_in(env: Mapping[str, str], name: str) -> Path | None:
-    """Return the path that a variable holds; None where it is empty or not set."""
-    return Path(env[name]) if env.get(name) else None
 
 
 class _Encrypted(Exception):
