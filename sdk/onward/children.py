@@ -10,7 +10,7 @@ A run's end is its children's end, however it ends: what is to outlive it is sta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,11 +21,12 @@ from pydantic_core import from_json
 
 from onward.calls import DEFAULT
 from onward.durations import Duration, seconds
+from onward.errors import ComponentError
 from onward.failure import component_error, told
 from onward.instance import Instance
 from onward.journal import inline, now, seen
 from onward.limits import above_0
-from onward.log import ACCEPTED, ENDED
+from onward.log import ACCEPTED, CHILD, ENDED
 from onward.past import Record
 from onward.replay import Diverged
 from onward.signature import dump_any
@@ -59,6 +60,8 @@ LIMIT_REACHED = "LIMIT_REACHED"
 
 OUTPUT_INVALID = "OUTPUT_INVALID"
 
+CANCELLED = "CANCELLED"
+
 STARTED: ContextVar[dict[str, Workflow[..., Any, Any]] | None] = ContextVar("onward_started", default=None)
 """Collects the workflows that children were started of, by name, for who runs them in process."""
 
@@ -71,13 +74,27 @@ class Child(Generic[T]):
         workflow: The name of what it runs.
     """
 
-    __slots__ = ("_load", "_private", "run_id", "workflow")
+    __slots__ = ("_again", "_cancelled", "_instead", "_load", "_private", "_starting", "run_id", "workflow")
 
-    def __init__(self, run_id: str, workflow: str, load: Callable[[bytes], T], *, private: bool) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        workflow: str,
+        load: Callable[[bytes], T],
+        *,
+        private: bool,
+        again: Callable[[], Awaitable[Child[T]]] | None = None,
+    ) -> None:
         self.run_id = run_id
         self.workflow = workflow
         self._load = load
         self._private = private
+        self._again = again
+        """In a fork: starts the child again that its source had started."""
+        self._instead: Child[T] | None = None
+        """What was started so."""
+        self._starting: asyncio.Future[Child[T]] | None = None
+        self._cancelled = False
 
     def __repr__(self) -> str:
         return f"<Child {self.workflow} {self.run_id}>"
@@ -86,16 +103,29 @@ class Child(Generic[T]):
         """Wait for the child's end, and return its output, in the type that the workflow says.
 
         The run parks meanwhile. May be asked again, and by several at a time. Of a child that goes on as another run
-        (`continue_as`) it is the output of the last.
+        (`continue_as`) it is the output of the last. In a fork, a child of the fork's source that was cancelled, as it
+        is when that ends, is started again: as everything that has no result.
 
         Raises:
             ComponentError: It failed, with its reason, type and message; was cancelled (CANCELLED); or its output is
                 gone or not what the workflow says (OUTPUT_INVALID).
             RuntimeError: Called outside the run that started it.
         """
+        try:
+            return await self._end()
+        except ComponentError as error:
+            if self._again is None or self._cancelled or error.reason != CANCELLED:
+                raise
+            if self._starting is None:
+                self._starting = asyncio.ensure_future(self._again())
+        # Several may ask: none of them takes it from the others when it is cancelled.
+        self._instead = await asyncio.shield(self._starting)
+        return await self._instead.result()
+
+    async def _end(self) -> T:
         value: T = await wait(
             _End(
-                name="onward.child",
+                name=CHILD,
                 called=self.workflow,
                 kind=WAIT_KIND_CHILD,
                 words=f"child {self.workflow}",
@@ -118,6 +148,10 @@ class Child(Generic[T]):
         Raises:
             RuntimeError: Called outside the run that started it.
         """
+        if self._instead is not None:
+            await self._instead.cancel(reason)
+            return
+        self._cancelled = True
         caller = _caller("Child.cancel")
         journal = caller.journal
         instance = caller.child("onward.cancel_child", streams=False, key=self.run_id)
@@ -200,8 +234,7 @@ class Starter:
             TypeError: The workflow does not take the arguments, or they have no JSON form.
             ValueError: They are over 3 MiB.
         """
-        caller = _caller("start_child")
-        journal, timeout_s = caller.journal, self._run_timeout_s
+        caller, timeout_s = _caller("start_child"), self._run_timeout_s
         load: Callable[[bytes], Any]
         if isinstance(workflow, str):
             name, load, policy = workflow, from_json, DEFAULT
@@ -218,19 +251,24 @@ class Starter:
             raise TypeError(f"the input of {name} has no JSON form")
         if len(data) > INPUT_BYTES_MAX:
             raise ValueError(f"the input of {name} has {len(data)} bytes; a run's has at most {INPUT_BYTES_MAX}")
-        instance = caller.child("onward.start_child", streams=False, key=f"{len(name)}\0{name}{policy.key}")
+        asked = _Asked(name, data, canonical, timeout_s, load, policy.private)
+        return await self._start(asked, caller, f"{len(name)}\0{name}{policy.key}")
+
+    async def _start(self, asked: _Asked, caller: Instance, key: str) -> Child[Any]:
+        journal, name = caller.journal, asked.name
+        instance = caller.child("onward.start_child", streams=False, key=key)
         run_id = _run_id(instance)
         start = StartRunRequest(
             workflow=name,
-            input=inline(data),
+            input=inline(asked.data),
             run_id=run_id,
             labels=self._labels,
             priority=journal.run.priority,
             fairness_key=journal.run.fairness_key,
             deployment=journal.run.deployment,
         )
-        if timeout_s is not None:
-            start.run_timeout.FromNanoseconds(round(timeout_s * 1e9))
+        if asked.timeout_s is not None:
+            start.run_timeout.FromNanoseconds(round(asked.timeout_s * 1e9))
         accepted: Run | None = await wait_as(
             _Start(
                 name="onward.start_child",
@@ -239,15 +277,33 @@ class Starter:
                 signal=ACCEPTED + run_id,
                 fits=_run,
                 told={"workflow": name, "run_id": run_id},
-                input=name.encode() + b"\0" + canonical,
+                input=name.encode() + b"\0" + asked.canonical,
                 acts=True,
                 start=start,
                 detached=self._detached,
             ),
             instance,
         )
+        if accepted is None or accepted.run_id == run_id:
+            return Child(run_id, name, asked.load, private=asked.private)
+
         # In a fork it is the child that the run started from which the fork was made.
-        return Child(accepted.run_id if accepted else run_id, name, load, private=policy.private)
+        async def again() -> Child[Any]:
+            return await self._start(asked, _caller("Child.result"), f"{accepted.run_id}\0again")
+
+        return Child(accepted.run_id, name, asked.load, private=asked.private, again=again)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be started."""
+
+    name: str
+    data: bytes
+    canonical: bytes
+    timeout_s: float | None
+    load: Callable[[bytes], Any]
+    private: bool
 
 
 start_child = Starter()
@@ -385,7 +441,7 @@ class _End(What):
     def _error(self, run: Run) -> RunError:
         if run.state == RUN_STATE_CANCELLED:
             return RunError(
-                reason="CANCELLED", type="CancelledError", message=f"child {run.run_id} was cancelled", retryable=False
+                reason=CANCELLED, type="CancelledError", message=f"child {run.run_id} was cancelled", retryable=False
             )
         error = RunError()
         error.CopyFrom(run.error)

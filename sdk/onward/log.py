@@ -35,6 +35,9 @@ ENDED = f"{RESERVED}ended."
 RUN = "application/vnd.onward.run"
 """Media type of the value of both: a serialized Run, with what there is to tell."""
 
+CHILD = "onward.child"
+"""What a wait for a child's end is called. Readers see the child in its input, as `run_id`."""
+
 ASKED = "asked:"
 """Before a signal's name: where the memo has the schema of what is asked for; empty where nothing is."""
 

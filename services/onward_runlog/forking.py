@@ -14,8 +14,9 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from onward.log import ASKED, PLACES
-from onward.v1.event_pb2 import OUTCOME_ERROR, OUTCOME_OK, Event
+from onward.log import ACCEPTED, ASKED, CHILD, ENDED, PLACES
+from onward.v1.errand_pb2 import Errand, TellEnd
+from onward.v1.event_pb2 import OUTCOME_ERROR, OUTCOME_OK, Event, SignalReceived
 from onward.v1.run_pb2 import Run
 from onward_runlog import keys
 from onward_runlog.errors import ComponentNotFound, LogAtLimit, RunNotFound
@@ -55,10 +56,17 @@ class Plan:
     Args:
         component_id: The first instance that runs again; None keeps everything that has finished.
         memo: The names of the values that the source has for later attempts.
+        from_failure: The instance is the one in which the source failed. Where that is the end of a child, its start
+            runs again.
     """
 
-    def __init__(self, component_id: str | None, memo: Iterable[str] = ()) -> None:
+    def __init__(self, component_id: str | None, memo: Iterable[str] = (), *, from_failure: bool = False) -> None:
         self._component_id = component_id
+        self._from_failure = from_failure
+        self._starts: dict[str, str] = {}
+        """By the child: the instance that started it."""
+        self._waited_for: dict[str, str] = {}
+        """By the instance: the child whose end it waits for."""
         self._memo = frozenset(memo)
         self._instances: dict[str, _Instance] = {}
         self._before = 0
@@ -66,6 +74,8 @@ class Plan:
         """Which waits took a signal, by its offset, each with that of its end."""
         self._kept: list[int] = []
         """Offsets in the source of the events that are kept, in order."""
+        self._accepted: dict[str, None] = {}
+        self._told: set[str] = set()
 
     def see(self, event: Event) -> None:
         """Take in the next event of the source."""
@@ -74,6 +84,8 @@ class Plan:
             started = event.component_started
             if event.component_id not in self._instances:
                 self._instances[event.component_id] = _Instance(event.offset, started.name, started.parent_id)
+                if started.name == CHILD and started.input.data:
+                    self._waited_for[event.component_id] = json.loads(started.input.data).get("run_id", "")
         elif (instance := self._instances.get(event.component_id)) is None:
             return
         elif kind == "component_finished":
@@ -83,6 +95,8 @@ class Plan:
                 self._takers.setdefault(finished.signal_offset, []).append((event.component_id, event.offset))
         elif kind == "component_retrying":
             instance.retried.append(event.offset)
+        elif kind == "child_started":
+            self._starts[event.child_started.run_id] = event.component_id
 
     def decide(self, last: int) -> None:
         """Find what is kept, after the last event was seen.
@@ -96,6 +110,9 @@ class Plan:
             if self._component_id not in self._instances:
                 names = [f"{key} ({each.name})" for key, each in self._instances.items()]
                 raise ComponentNotFound(self._component_id, names[:NAMES_MAX], len(names))
+            if self._from_failure:
+                child = self._waited_for.get(self._component_id, "")
+                self._component_id = self._starts.get(child, self._component_id)
             self._before = self._instances[self._component_id].started
             above = {self._component_id, *self._above(self._component_id)}
         for component_id, instance in self._instances.items():
@@ -137,8 +154,23 @@ class Plan:
             if event.component_finished.signal_offset:
                 event.component_finished.signal_offset = self._moved(event.component_finished.signal_offset)
             self._instances[event.component_id].end_taken = offset
+        elif kind == "signal_received":
+            self._see_child(event.signal_received)
         self._kept.append(offset)
         return True
+
+    def _see_child(self, signal: SignalReceived) -> None:
+        if signal.name.startswith(ACCEPTED):
+            answer = Run.FromString(signal.value.data)
+            if not answer.HasField("error"):
+                self._accepted[answer.run_id] = None
+        elif signal.name.startswith(ENDED):
+            self._told.add(signal.name.removeprefix(ENDED))
+
+    @property
+    def children(self) -> list[str]:
+        """The children that are kept and whose end nothing of what is kept tells, after the last event was taken."""
+        return [child for child in self._accepted if child not in self._told]
 
     def _is_kept_later(self, event: Event, kind: str) -> bool:
         if kind == "signal_received":
@@ -179,7 +211,15 @@ class Plan:
 
 
 async def stage(
-    store: Store, source: Run, run_id: str, *, component_id: str | None, first: bytes, events_max: int, bytes_max: int
+    store: Store,
+    source: Run,
+    run_id: str,
+    *,
+    component_id: str | None,
+    from_failure: bool,
+    first: bytes,
+    events_max: int,
+    bytes_max: int,
 ) -> Staged:
     """Copy what a fork begins with to where the fork will be.
 
@@ -187,6 +227,7 @@ async def stage(
         source: The run that is forked, terminal or PAUSED, as it was read: what came later is not looked at.
         run_id: The fork.
         component_id: The first instance that runs again; None keeps everything that has finished.
+        from_failure: See Plan.
         first: The fork's own first event.
         events_max: How many events a log may have that goes on.
         bytes_max: How long such a log may be.
@@ -199,7 +240,7 @@ async def stage(
     """
     base, ref = store.place(source.namespace, source.run_id)
     memo = pairs(await store.command("HGETALL", keys.memo(base, ref)))
-    plan = Plan(component_id, [name.decode() for name in memo])
+    plan = Plan(component_id, [name.decode() for name in memo], from_failure=from_failure)
     namespace, last = source.namespace, source.log.last_offset
     seen = 0
     async for event in _events(store, namespace, source.run_id, last):
@@ -227,7 +268,8 @@ async def stage(
     events, size = await staging.done()
     if events > events_max or size > bytes_max:
         raise LogAtLimit(source.run_id)
-    return Staged(staging.token, source.attempt, events, size)
+    errands = [Errand(tell_end=TellEnd(run_id=child)).SerializeToString() for child in plan.children]
+    return Staged(staging.token, source.attempt, events, size, tuple(errands))
 
 
 async def _events(store: Store, namespace: str, run_id: str, last: int) -> AsyncIterator[Event]:

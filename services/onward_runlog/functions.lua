@@ -244,7 +244,7 @@ end
 -- submit: ref, digest, run, input, deployment, priority, fairness, start (0: now), deadline (0: none), score, log_id,
 --   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, attempt and token of what was staged for
 --   it (0 and '' for none: then the event is its first), kin (1 if other runs want to know of its end), hooks, how many
---   of them its end has, and each pause, n, names of n indexes
+--   of them its end has, and each pause, n, names of n indexes, k, k entries for the outbox
 -- → {"new", attempt, or 0 while it waits} | {"replayed", SHOWN values} | {"reused"} | {"full"} | {"unstaged"}
 local function submit(keys, argv)
   local base, ref, digest = keys[1], argv[1], argv[2]
@@ -281,6 +281,10 @@ local function submit(keys, argv)
     'deadline', argv[9], 'indexes', cmsgpack.pack(names))
   if argv[20] ~= '' then
     redis.call('HSET', key, 'hooks', argv[20], 'hooks_end', argv[21], 'hooks_pause', argv[22])
+  end
+  local posted = 24 + n
+  for i = 1, tonumber(argv[posted] or 0) do  -- an older Scheduler has none
+    post(base, 'errand.0.0.' .. i .. ':' .. ref, argv[posted + i])
   end
   if deadline > 0 then redis.call('ZADD', base .. ':timers', argv[9], 'd:' .. ref) end
   local attempt = 0

@@ -276,6 +276,8 @@ class Runs:
             len(hooks.on_run_paused) if hooks is not None else 0,
             len(names),
             *names,
+            len(staged.errands) if staged else 0,
+            *(staged.errands if staged else ()),
         )
         if status == b"unstaged":
             raise StoreUnavailable("what the fork begins with was copied too long ago")
@@ -298,13 +300,14 @@ class Runs:
         cause = AttemptCause.ATTEMPT_CAUSE_STARTED
         return static, False, Taken(given, given.attempt, keys.log(base, ref), cause, trace_parent)
 
-    async def stage(self, source: Run, run_id: str, component_id: str | None) -> Staged:
+    async def stage(self, source: Run, run_id: str, component_id: str | None, *, from_failure: bool = False) -> Staged:
         """Copy what a fork of `source` begins with; see `onward_runlog.forking.stage`."""
         return await stage(
             self._store,
             source,
             run_id,
             component_id=component_id,
+            from_failure=from_failure,
             first=_state_event(RunState.RUN_STATE_QUEUED, reason=f"forked from run {source.run_id}"),
             events_max=LOG_EVENTS_MAX - BATCH_EVENTS_MAX,
             bytes_max=LOG_BYTES_MAX - BATCH_BYTES_MAX,

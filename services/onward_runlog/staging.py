@@ -28,12 +28,14 @@ class Staged:
         attempt: The attempt that the run's own count on from.
         last_offset: How many events there are.
         size: Their bytes.
+        errands: What is asked of other runs in the step that accepts the run, as serialized Errands.
     """
 
     token: str
     attempt: int
     last_offset: int
     size: int
+    errands: tuple[bytes, ...] = ()
 
 
 class Staging:

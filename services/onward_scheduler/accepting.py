@@ -123,7 +123,7 @@ class Accepting:
             return await self._runs.stage(source, run_id, fork.component_id) if fork.component_id else None
         if source.error.component_id:
             try:
-                return await self._runs.stage(source, run_id, source.error.component_id)
+                return await self._runs.stage(source, run_id, source.error.component_id, from_failure=True)
             except ComponentNotFound:
                 pass  # It was refused before it began: everything that has finished stays.
         return await self._runs.stage(source, run_id, None)

@@ -14,7 +14,7 @@ from onward.log import ACCEPTED, ENDED, RUN
 from onward.v1.errand_pb2 import ContinueRun, Errand
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.gateway_service_pb2 import SignalRunRequest
-from onward.v1.run_pb2 import Payload, Run, RunError
+from onward.v1.run_pb2 import Payload, Run, RunError, RunState
 from onward.v1.scheduler_service_pb2 import StopRunRequest, SubmitRunRequest
 from onward_runlog.errors import RequestReused, RunNotFound, WrongState
 from onward_runlog.record import TERMINAL
@@ -63,6 +63,8 @@ class Errands:
             case "stop_child":
                 errand.stop_child.namespace = namespace
                 await self._stop(run_id, errand.stop_child, seen_in_vain=entry.tries >= UNSEEN_TRIES_MAX)
+            case "tell_end":
+                await self._tell_end(Run(namespace=namespace, parent_run_id=run_id), errand.tell_end.run_id)
             case _:
                 raise Later("it is of a kind that a newer Scheduler knows")
 
@@ -71,15 +73,7 @@ class Errands:
         namespace, run_id = entry.run
         run = await self._runs.get(namespace, run_id)
         if run.parent_run_id and not run.continued_as_run_id:
-            told = Run(run_id=run.run_id, workflow=run.workflow, state=run.state)
-            if run.HasField("output"):
-                told.output.CopyFrom(run.output)
-            if run.HasField("error"):
-                told.error.CopyFrom(run.error)
-            try:
-                await self._tell(run, ENDED + (run.first_run_id or run.run_id), told)
-            except (RunNotFound, WrongState, RequestReused) as error:
-                logger.debug("nobody waits for the end of run %s: %s", run_id, error)
+            await self._tell_of(run, run.first_run_id or run_id, _end_of(run))
         children = [
             child.run_id
             for child in await self._runs.children(namespace, run_id)
@@ -160,6 +154,34 @@ class Errands:
             if not seen_in_vain:
                 raise Later("it is not there yet") from None
 
+    async def _tell_end(self, asker: Run, child: str) -> None:
+        """Tell a fork of the end of a child that is not its own: of what that goes on as, where it does.
+
+        Raises:
+            Later: It has not ended.
+        """
+        if await self._is_over(asker.namespace, asker.parent_run_id):
+            return
+        run_id, told = child, Run(run_id=child, state=RunState.RUN_STATE_FAILED)
+        try:
+            while run_id:
+                run = await self._runs.get(asker.namespace, run_id)
+                if run.state not in TERMINAL:
+                    raise Later(f"run {run_id} has not ended")
+                run_id, told = run.continued_as_run_id, _end_of(run)
+        except RunNotFound:
+            if run_id != child:
+                raise Later(f"run {run_id} is not there yet") from None
+            told.error.CopyFrom(RunError(reason="RUN_NOT_FOUND", message=f"run {child} is past its retention"))
+        await self._tell_of(asker, child, told)
+
+    async def _tell_of(self, child: Run, name: str, told: Run) -> None:
+        """Tell who started a run how it ended."""
+        try:
+            await self._tell(child, ENDED + name, told)
+        except (RunNotFound, WrongState, RequestReused) as error:
+            logger.debug("nobody waits for the end of run %s: %s", name, error)
+
     async def _cancel(self, namespace: str, run_id: str, reason: str) -> Run:
         run, holder = await self._runs.cancel(namespace, run_id, reason)
         if run.state not in TERMINAL:
@@ -191,6 +213,16 @@ class Errands:
         offset, replayed, holder = await self._runs.signal(namespace, request)
         if not replayed:
             self._dispatcher.notify(namespace, request.run_id, holder, offset)
+
+
+def _end_of(run: Run) -> Run:
+    """Return what others are told of a run's end."""
+    told = Run(run_id=run.run_id, workflow=run.workflow, state=run.state)
+    if run.HasField("output"):
+        told.output.CopyFrom(run.output)
+    if run.HasField("error"):
+        told.error.CopyFrom(run.error)
+    return told
 
 
 def _refusal(error: Refused | RequestReused) -> RunError:

@@ -99,3 +99,39 @@ async def rounds(number: int = 0, until: int = 3) -> str:
     if number < until:
         onward.continue_as(rounds, number + 1, until=until)
     return f"{number} rounds"
+
+
+@component
+async def luck(name: str) -> str:
+    """Fails the first time."""
+    with open(os.environ["ONWARD_TEST_LEDGER"]) as ledger:  # noqa: PTH123, ASYNC230 - a line
+        before = ledger.read().splitlines().count(f"{name} tries its luck")
+    await effect(f"{name} tries its luck")
+    if not before:
+        raise ValueError(f"no luck for {name}")
+    return f"{name} was lucky"
+
+
+@workflow
+async def lucky(name: str) -> str:
+    await onward.signal("go")
+    return await luck(name)
+
+
+@workflow
+async def several() -> list[str]:
+    """Has a child that succeeds, one that fails, and one that still waits then."""
+    children = [
+        await onward.start_child(leaf, "one"),
+        await onward.start_child.options(labels={"kind": "lucky"})(lucky, "two"),
+        await onward.start_child.options(labels={"kind": "gated"})(gated, "three"),
+    ]
+    first = await children[0].result()
+    return [first, *await asyncio.gather(*(child.result() for child in children[1:]))]
+
+
+@workflow
+async def left_alone() -> str:
+    """Fails while its child goes on."""
+    child = await onward.start_child.options(detached=True, labels={"kind": "gated"})(gated, "one")
+    return await luck("parent") + await child.result()

@@ -176,3 +176,47 @@ async def test_a_run_goes_on_as_another_and_its_signals_with_it(tmp_path: Path, 
         assert [one.continued_from_run_id for one in chain[1:]] == [one.run_id for one in chain[:-1]]
         assert {one.first_run_id for one in chain[1:]} == {run.run_id}
         assert len([one async for one in client.list_runs(labels={"of": "rounds"})]) == 4
+
+
+async def by_kind(client: Client, parent: str) -> dict[str, str]:
+    return {child.labels["kind"]: child.run_id for child in await children_of(client, parent) if child.labels}
+
+
+async def test_a_run_that_failed_by_a_child_is_retried_with_what_succeeded(tmp_path: Path, ledger: Path) -> None:
+    """What had a result keeps it; who failed and who was cancelled with its parent is started again, as the fork's."""
+    async with running_suite(tmp_path, target=CHILDREN) as suite, suite.client() as client:
+        run = await client.start("several")
+        await eventually(lambda: there_are(client, run.run_id, 2), within_s=40)
+        await client.signal((await by_kind(client, run.run_id))["lucky"], "go")
+        with pytest.raises(RunFailed, match="no luck for two"):
+            await run.result()
+        retried = await client.retry(run.run_id)
+        await eventually(lambda: there_are(client, retried.run_id, 2), within_s=40)
+        for child in (await by_kind(client, retried.run_id)).values():
+            await client.signal(child, "go")
+        assert await retried.result(40) == ["one is done", "two was lucky", "three went"]
+        check_log([event async for event in retried.follow()])
+        assert Counter(lines(ledger)) == {
+            "one": 1,
+            "two tries its luck": 2,
+            "three begins": 2,
+            "three cleans up": 1,
+        }
+
+
+async def there_are(client: Client, parent: str, count: int) -> bool:
+    return len(await by_kind(client, parent)) == count
+
+
+async def test_a_fork_learns_of_the_end_of_a_child_that_goes_on(tmp_path: Path, ledger: Path) -> None:
+    """It ended after the fork was made, and nobody started it again."""
+    async with running_suite(tmp_path, target=CHILDREN) as suite, suite.client() as client:
+        run = await client.start("left_alone")
+        with pytest.raises(RunFailed, match="no luck"):
+            await run.result()
+        [child] = await children_of(client, run.run_id)
+        retried = await client.retry(run.run_id)
+        await in_state(client, retried.run_id, RUN_STATE_WAITING)
+        await client.signal(child.run_id, "go")
+        assert await retried.result(60) == "parent was luckyone went"
+        assert lines(ledger).count("one begins") == 1

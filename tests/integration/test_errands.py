@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.runlog import CANCELLED, QUEUED, SUCCEEDED, a_run, append, ended, log_of
+from tests.runlog import CANCELLED, FAILED, QUEUED, SUCCEEDED, a_run, append, ended, log_of
 
 from onward.log import ACCEPTED, ENDED
-from onward.v1.errand_pb2 import ContinueRun, Errand
+from onward.v1.errand_pb2 import ContinueRun, Errand, TellEnd
 from onward.v1.event_pb2 import Event, RunStateChanged
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import SignalRunRequest, StartRunRequest, Workflow
@@ -231,6 +231,56 @@ async def test_a_run_without_signals_goes_on_without_any(store: Store, runs: Run
     await errands.do(await going_on(store, runs, signals=0))
     second = await runs.get("default", "second")
     assert (second.log.last_offset, second.state) == (1, QUEUED)
+
+
+async def told_to_a_fork(store: Store, runs: Runs, errands: Errands, child: str = "child") -> list[tuple[str, Run]]:
+    """Ask for a child's end on behalf of a fork that is held, and return what the fork is told."""
+    run, _, _ = await runs.submit(a_run("fork", forked_from_run_id="parent"), holder="hand", ttl_s=60)
+    base, ref = store.place("default", "fork")
+    what = Errand(tell_end=TellEnd(run_id=child)).SerializeToString()
+    await errands.do(Entry(base, f"errand.0.0.1:{ref}", what, tries=1))
+    return signals(await log_of(store, run))
+
+
+async def test_a_fork_is_told_of_the_end_of_a_child_that_is_not_its_own(
+    store: Store, runs: Runs, errands: Errands
+) -> None:
+    """When it has ended, and once."""
+    child, _, _ = await runs.submit(a_run("child", parent_run_id="parent"), holder="hand", ttl_s=60)
+    with pytest.raises(Later):
+        await told_to_a_fork(store, runs, errands)
+    await append(
+        store, child, 1, 1, ended(SUCCEEDED), end=SUCCEEDED, output=Payload(data=b"7", size=1).SerializeToString()
+    )
+    for _ in range(2):
+        [(name, told)] = await told_to_a_fork(store, runs, errands)
+    assert (name, told.state, told.output.data) == (f"{ENDED}child", SUCCEEDED, b"7")
+
+
+async def test_a_fork_is_told_of_the_last_that_a_child_goes_on_as(store: Store, runs: Runs, errands: Errands) -> None:
+    """By the name of the first, which is what it waits for."""
+    child, _, _ = await runs.submit(a_run("child", parent_run_id="parent"), holder="hand", ttl_s=60)
+    change = RunStateChanged(state=SUCCEEDED, continued_as_run_id="next")
+    await append(store, child, 1, 1, Event(run_state_changed=change), end=f"{SUCCEEDED} next")
+    with pytest.raises(Later, match="not there"):
+        await told_to_a_fork(store, runs, errands)
+    following = a_run("next", parent_run_id="parent", continued_from_run_id="child", first_run_id="child")
+    await runs.submit(following)
+    with pytest.raises(Later, match="next has not ended"):
+        await told_to_a_fork(store, runs, errands)
+    await runs.cancel("default", "next", "")
+    [(name, told)] = await told_to_a_fork(store, runs, errands)
+    assert (name, told.run_id, told.state) == (f"{ENDED}child", "next", CANCELLED)
+
+
+async def test_a_fork_does_not_wait_for_a_child_that_is_gone(store: Store, runs: Runs, errands: Errands) -> None:
+    """It is told so. And nobody is told who has ended."""
+    [(_, told)] = await told_to_a_fork(store, runs, errands, "gone")
+    assert (told.state, told.error.reason) == (FAILED, "RUN_NOT_FOUND")
+    await runs.submit(a_run("child", parent_run_id="parent"))
+    base, ref = store.place("default", "over")
+    what = Errand(tell_end=TellEnd(run_id="child")).SerializeToString()
+    await errands.do(Entry(base, f"errand.0.0.1:{ref}", what, tries=1))
 
 
 async def test_nobody_stops_the_children_of_others(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:

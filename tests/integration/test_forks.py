@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tests.gateway import Door, refused, serve_workflow
 from tests.integration.test_gateway import door, scheduler  # noqa: F401 - fixtures
-from tests.runlog import all_keys, log_of, told
+from tests.runlog import a_run, all_keys, log_of, told
 
 from onward import component, fold, status, workflow
 from onward.engine import Attempt
@@ -17,6 +17,7 @@ from onward.v1.gateway_service_pb2 import ForkRunRequest, GetRunRequest, StartRu
 from onward.v1.run_pb2 import Payload, Run, RunState
 from onward_runlog import keys
 from onward_runlog.runs import Runs, new_run_id
+from onward_runlog.staging import Staged
 from onward_runlog.store import Store
 from onward_runlog.writer import LogWriter
 
@@ -187,6 +188,22 @@ async def test_a_fork_runs_on_the_build_that_is_asked_for(door: Door, store: Sto
     await serve_workflow(store, deployment="fixed", executor="e2")
     fork = (await door.stub.ForkRun(ForkRunRequest(run_id="source", from_failure=True, deployment="fixed"))).run
     assert fork.deployment == "fixed"
+
+
+@pytest.mark.usefixtures("one_partition")
+async def test_what_a_fork_asks_of_others_is_asked_in_the_step_that_accepts_it(store: Store, runs: Runs) -> None:
+    """Once; nobody is asked for a run that is not accepted."""
+    base = keys.base(0)
+    await store.call("stage", base, "default/new", "token", 60_000, 1, 1, b"\x1a\x00", 0, 0, 0)
+    assert await runs.take(base, busy_s=60) == []
+    staged = Staged("token", 3, 1, 4, errands=(b"one", b"two"))
+    for _ in range(2):
+        await runs.submit(a_run("new"), staged=staged)
+    entries = await runs.take(base, busy_s=60)
+    assert [(entry.kind, entry.run, entry.what) for entry in entries] == [
+        ("errand", ("default", "new"), b"one"),
+        ("errand", ("default", "new"), b"two"),
+    ]
 
 
 @pytest.mark.usefixtures("one_partition")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ import onward
 from onward import ComponentError, component, fold, status, testing, workflow
 from onward import map as omap
 from onward.engine import Attempt
+from onward.log import ACCEPTED, ENDED
 from onward.memory import MemoryRun
+from onward.v1.errand_pb2 import Errand, TellEnd
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_STARTED, Event, SignalReceived
-from onward.v1.run_pb2 import Payload, Run
+from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, Payload, Run, RunState
+from onward.waits import PACE, Pace
 from onward_runlog.errors import ComponentNotFound
 from onward_runlog.forking import Plan
 
@@ -27,11 +31,14 @@ ran: list[str] = []
 @pytest.fixture(autouse=True)
 def nothing_ran() -> None:
     ran.clear()
+    broken.clear()
 
 
-async def attempt(flow: Any, memory: MemoryRun, data: bytes = b"{}", *, dies_after: int = 0) -> MemoryRun:
-    run = Run(run_id="r", namespace="n", workflow=flow.name, input=Payload(data=data, size=len(data)))
-    run.log.last_offset = memory.last_offset
+async def attempt(
+    flow: Any, memory: MemoryRun, data: bytes = b"{}", *, name: str = "r", dies_after: int = 0
+) -> MemoryRun:
+    run = Run(run_id=name, namespace="n", workflow=flow.name, input=Payload(data=data, size=len(data)))
+    run.log.log_id, run.log.last_offset = name, memory.last_offset
     log = memory.begin(dies_after=dies_after)
     with testing.no_backoff():
         await Attempt(
@@ -55,9 +62,9 @@ async def to_the_end(flow: Any, memory: MemoryRun, data: bytes, gaps: list[int])
     return memory
 
 
-def forked(source: MemoryRun, component_id: str | None) -> MemoryRun:
-    """A fork as the store makes it."""
-    plan = Plan(component_id, source.memo)
+def forked(source: MemoryRun, component_id: str | None, *, from_failure: bool = False) -> MemoryRun:
+    """A fork as the store makes it. What it asks of others is told by its `errands`."""
+    plan = Plan(component_id, source.memo, from_failure=from_failure)
     for event in source.events:
         plan.see(event)
     plan.decide(source.last_offset)
@@ -69,6 +76,7 @@ def forked(source: MemoryRun, component_id: str | None) -> MemoryRun:
     kept = ((name, plan.remembered(name, value)) for name, value in source.memo.items())
     fork.memo = {name: value for name, value in kept if value is not None}
     fork.blobs = dict(source.blobs)
+    fork.errands = [Errand(tell_end=TellEnd(run_id=child)).SerializeToString() for child in plan.children]
     return fork
 
 
@@ -365,3 +373,139 @@ async def test_a_signal_that_was_taken_below_what_is_kept_is_kept() -> None:
     ran.clear()
     assert fold((await attempt(flow, again)).events).output == ["yesmark", "late"]
     assert ran == ["mark"]
+
+
+@workflow
+async def part(name: str) -> str:
+    return name
+
+
+@workflow
+async def parts() -> list[str]:
+    """Has two children. It fails while they run, or by the first of them."""
+    one, two = [await onward.start_child(part, name) for name in ("one", "two")]
+    await step("mark")
+    if "parent" in broken:
+        raise ValueError
+    return list(await asyncio.gather(one.result(), two.result(), two.result()))
+
+
+class Children:
+    """Does what a run asks of others, as a Scheduler does. Its children end as they are called, if they are not held.
+
+    Attributes:
+        names: Of the children that were started, by run_id.
+    """
+
+    def __init__(self, memory: MemoryRun, held: frozenset[str] = frozenset()) -> None:
+        self.names: dict[str, str] = {}
+        self._memory = memory
+        self._held = held
+        self._done = len(memory.errands)
+        memory.on_errand = self._do
+
+    def _do(self) -> None:
+        for data in self._memory.errands[self._done :]:
+            self._done += 1
+            errand = Errand.FromString(data)
+            if errand.HasField("stop_child"):
+                self.ended(errand.stop_child.run_id, RUN_STATE_CANCELLED)
+                continue
+            start = errand.start_child.start
+            name = self.names[start.run_id] = json.loads(start.input.data)["name"]
+            self.tell(ACCEPTED + start.run_id, Run(run_id=start.run_id))
+            if name not in self._held:
+                failed = name in broken
+                self.ended(start.run_id, RUN_STATE_FAILED if failed else RUN_STATE_SUCCEEDED, f"new {name}")
+
+    def ended(self, run_id: str, state: RunState.ValueType, output: str = "") -> None:
+        told = Run(run_id=run_id, state=state)
+        if state == RUN_STATE_SUCCEEDED:
+            told.output.CopyFrom(Payload(data=json.dumps(output).encode()))
+        self.tell(ENDED + run_id, told)
+
+    def tell(self, name: str, run: Run) -> None:
+        self._memory.signal(name, run.SerializeToString())
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    token = PACE.set(Pace(quiet_s=0.0, near_s=0.0))
+    yield
+    PACE.reset(token)
+
+
+async def test_a_fork_starts_the_children_again_that_were_cancelled_with_its_source(eager: None) -> None:
+    """Once, wherever it is lost; those that had a result keep it. It asks for the ends that it was not told."""
+    broken.add("parent")
+    source = MemoryRun()
+    theirs = Children(source, held=frozenset(("one", "two")))
+    await attempt(parts, source, name="source")
+    [one, two] = theirs.names
+    broken.clear()
+    mark = first_of(source.events, "step")
+    length = 99
+    for dies_after in range(11, 99):
+        if dies_after > length:
+            break
+        fork = forked(source, mark)
+        assert [Errand.FromString(errand).tell_end.run_id for errand in fork.errands] == [one, two]
+        mine = Children(fork)
+        mine.ended(one, RUN_STATE_SUCCEEDED, "old one")
+        mine.ended(two, RUN_STATE_CANCELLED)
+        await attempt(parts, fork, name="fork", dies_after=dies_after)
+        while not fork.ended:
+            await attempt(parts, fork, name="fork")
+        view = fold(fork.events)
+        assert view.output == ["old one", "new two", "new two"], dies_after
+        assert [*mine.names.values()] == ["two"], dies_after
+        assert {child.run_id for child in view.child_runs} == {one, two, *mine.names}
+        length = min(length, fork.last_offset)
+    assert length == 31
+
+
+async def test_a_child_that_the_code_itself_had_cancelled_stays_so(eager: None) -> None:
+    """It was meant."""
+
+    @workflow
+    async def flow() -> str:
+        child = await onward.start_child(part, "one")
+        await child.cancel()
+        await step("mark")
+        try:
+            return await child.result()
+        except ComponentError as error:
+            return error.reason
+
+    source = MemoryRun()
+    theirs = Children(source, held=frozenset(("one",)))
+    await to_the_end(flow, source, b"{}", [])
+    [child] = theirs.names
+    assert fold(source.events).output == "CANCELLED"
+    fork = forked(source, first_of(source.events, "step"))
+    assert not fork.errands, "its end is in the log"
+    assert any(event.signal_received.name == ENDED + child for event in fork.events)
+    mine = Children(fork)
+    await to_the_end(flow, fork, b"{}", [])
+    assert (fold(fork.events).output, mine.names) == ("CANCELLED", {})
+
+
+async def test_who_failed_by_a_child_starts_that_again_when_it_is_retried(eager: None) -> None:
+    """The end that it was told stays one; what is asked for is another try."""
+    broken.add("one")
+    source = MemoryRun()
+    theirs = Children(source)
+    while not source.ended:
+        await attempt(parts, source, name="source")
+    failed = source.events[-1].run_state_changed.error.component_id
+    assert first_of(source.events, "onward.child") == failed
+    broken.clear()
+    for from_failure, output in ((True, ["new one", "new two", "new two"]), (False, None)):
+        fork = forked(source, failed, from_failure=from_failure)
+        mine = Children(fork)
+        for child in fork.errands:
+            run_id = Errand.FromString(child).tell_end.run_id
+            mine.ended(run_id, RUN_STATE_FAILED if theirs.names[run_id] == "one" else RUN_STATE_SUCCEEDED, "new two")
+        while not fork.ended:
+            await attempt(parts, fork, name="fork")
+        assert fold(fork.events).output == output

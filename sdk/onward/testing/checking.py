@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onward.log import EVENT_BYTES_MAX, RESERVED
+from onward.log import CHILD, EVENT_BYTES_MAX, RESERVED
 from onward.payload import decode
 from onward.v1.event_pb2 import OUTCOME_CANCELLED, OUTCOME_ERROR, OUTCOME_OK, Event
 from onward.v1.run_pb2 import (
@@ -223,7 +223,7 @@ def _places(view: View) -> dict[str, str]:
     started = {child.run_id: child.component_id for child in view.child_runs}
     places = {"": ""}
     for one in view.components.values():
-        child = one.input.get("run_id") if one.name == "onward.child" and isinstance(one.input, dict) else None
+        child = one.input.get("run_id") if one.name == CHILD and isinstance(one.input, dict) else None
         places[one.id] = f"{one.parent_id} waits for {started[child]}" if child in started else one.id
     return places
 

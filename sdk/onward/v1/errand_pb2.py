@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from onward.v1 import scheduler_service_pb2 as onward_dot_v1_dot_scheduler__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16onward/v1/errand.proto\x12\tonward.v1\x1a!onward/v1/scheduler_service.proto\"\xb6\x01\n\x06\x45rrand\x12\x32\n\x0bstart_child\x18\x01 \x01(\x0b\x32\x1b.onward.v1.SubmitRunRequestH\x00\x12.\n\x0c\x63ontinue_run\x18\x02 \x01(\x0b\x32\x16.onward.v1.ContinueRunH\x00\x12/\n\nstop_child\x18\x03 \x01(\x0b\x32\x19.onward.v1.StopRunRequestH\x00\x12\x0f\n\x05\x65nded\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"c\n\x0b\x43ontinueRun\x12+\n\x06submit\x18\x01 \x01(\x0b\x32\x1b.onward.v1.SubmitRunRequest\x12\x0f\n\x07signals\x18\x02 \x03(\x03\x12\x16\n\x0ethrough_offset\x18\x03 \x01(\x03\x42%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16onward/v1/errand.proto\x12\tonward.v1\x1a!onward/v1/scheduler_service.proto\"\xde\x01\n\x06\x45rrand\x12\x32\n\x0bstart_child\x18\x01 \x01(\x0b\x32\x1b.onward.v1.SubmitRunRequestH\x00\x12.\n\x0c\x63ontinue_run\x18\x02 \x01(\x0b\x32\x16.onward.v1.ContinueRunH\x00\x12/\n\nstop_child\x18\x03 \x01(\x0b\x32\x19.onward.v1.StopRunRequestH\x00\x12\x0f\n\x05\x65nded\x18\x04 \x01(\tH\x00\x12&\n\x08tell_end\x18\x05 \x01(\x0b\x32\x12.onward.v1.TellEndH\x00\x42\x06\n\x04kind\"\x19\n\x07TellEnd\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"c\n\x0b\x43ontinueRun\x12+\n\x06submit\x18\x01 \x01(\x0b\x32\x1b.onward.v1.SubmitRunRequest\x12\x0f\n\x07signals\x18\x02 \x03(\x03\x12\x16\n\x0ethrough_offset\x18\x03 \x01(\x03\x42%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.onward.v1P\001Z\022onward/v1;onwardv1'
   _globals['_ERRAND']._serialized_start=73
-  _globals['_ERRAND']._serialized_end=255
-  _globals['_CONTINUERUN']._serialized_start=257
-  _globals['_CONTINUERUN']._serialized_end=356
+  _globals['_ERRAND']._serialized_end=295
+  _globals['_TELLEND']._serialized_start=297
+  _globals['_TELLEND']._serialized_end=322
+  _globals['_CONTINUERUN']._serialized_start=324
+  _globals['_CONTINUERUN']._serialized_end=423
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class Errand(_message.Message):
     CONTINUE_RUN_FIELD_NUMBER: _builtins.int
     STOP_CHILD_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    TELL_END_FIELD_NUMBER: _builtins.int
     ended: _builtins.str
     """A run has ended, "<namespace>/<run_id>": tell its parent, and cancel its children that are not detached."""
     @_builtins.property
@@ -47,6 +48,10 @@ class Errand(_message.Message):
     def stop_child(self) -> _scheduler_service_pb2.StopRunRequest:
         """Cancel a child, or the run that it goes on as."""
 
+    @_builtins.property
+    def tell_end(self) -> Global___TellEnd:
+        """Tell a fork how a child of the run that it was made from has ended, when it has."""
+
     def __init__(
         self,
         *,
@@ -54,16 +59,39 @@ class Errand(_message.Message):
         continue_run: Global___ContinueRun | None = ...,
         stop_child: _scheduler_service_pb2.StopRunRequest | None = ...,
         ended: _builtins.str = ...,
+        tell_end: Global___TellEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["continue_run", b"continue_run", "ended", b"ended", "kind", b"kind", "start_child", b"start_child", "stop_child", b"stop_child"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["continue_run", b"continue_run", "ended", b"ended", "kind", b"kind", "start_child", b"start_child", "stop_child", b"stop_child", "tell_end", b"tell_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_run", b"continue_run", "ended", b"ended", "kind", b"kind", "start_child", b"start_child", "stop_child", b"stop_child"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_run", b"continue_run", "ended", b"ended", "kind", b"kind", "start_child", b"start_child", "stop_child", b"stop_child", "tell_end", b"tell_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "continue_run", "stop_child", "ended"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "continue_run", "stop_child", "ended", "tell_end"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Errand: _TypeAlias = Errand  # noqa: Y015
+
+@_typing.final
+class TellEnd(_message.Message):
+    """TellEnd asks for the end of a run that is not the asker's own child."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """run_id is the child, in the same namespace: the first of those that go on as one another."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellEnd: _TypeAlias = TellEnd  # noqa: Y015
 
 @_typing.final
 class ContinueRun(_message.Message):
