@@ -16,6 +16,7 @@ class Proxy:
     Attributes:
         url: Where clients connect.
         lost: How many replies were lost on purpose.
+        holds: Set when a command is held.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -26,12 +27,19 @@ class Proxy:
         self._flowing.set()
         self._pattern = b""
         self._countdown = 0
+        self._hold = b""
         self.url = ""
         self.lost = 0
+        self.holds = asyncio.Event()
 
     def lose_reply(self, pattern: bytes, nth: int = 1) -> None:
         """Let the `nth` command from now that has `pattern` in one of its words be applied, lose its reply and cut."""
         self._pattern, self._countdown = pattern, nth
+
+    def hold(self, pattern: bytes) -> None:
+        """Never pass on the next command that has `pattern` in one of its words, nor what follows it."""
+        self._hold = pattern
+        self.holds.clear()
 
     def cut(self) -> None:
         """Cut every connection."""
@@ -100,10 +108,13 @@ class Proxy:
             parser.feed(data)
             while (command := parser.gets()) is not False:
                 count += 1
-                if self._countdown and any(self._pattern in word for word in command if isinstance(word, bytes)):
+                if self._countdown and _has(command, self._pattern):
                     self._countdown -= 1
                     if not self._countdown:
                         doomed.add(count)
+                if self._hold and _has(command, self._hold):
+                    self.holds.set()
+                    await asyncio.Event().wait()
             writer.write(data)
             await writer.drain()
 
@@ -122,6 +133,10 @@ class Proxy:
                     return
             writer.write(data)
             await writer.drain()
+
+
+def _has(command: object, pattern: bytes) -> bool:
+    return isinstance(command, list) and any(pattern in word for word in command if isinstance(word, bytes))
 
 
 @contextlib.asynccontextmanager

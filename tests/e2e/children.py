@@ -135,3 +135,15 @@ async def left_alone() -> str:
     """Fails while its child goes on."""
     child = await onward.start_child.options(detached=True, labels={"kind": "gated"})(gated, "one")
     return await luck("parent") + await child.result()
+
+
+@component
+async def long(size: int) -> str:
+    return await effect("long") + "x" * size
+
+
+@workflow
+async def tale(size: int) -> int:
+    text = await long(size)
+    await luck("tale")
+    return len(text)

@@ -55,17 +55,17 @@ class Suite:
             return Client(self.gateway_addresses)
         return Client(self.gateways[gateway].addresses["grpc"])
 
-    async def add_scheduler(self, *options: str, listen: str = "127.0.0.1:0") -> Child:
-        """Start another Scheduler."""
-        arguments = ["scheduler", f"--redis={self.redis}", f"--listen={listen}", *options]
+    async def add_scheduler(self, *options: str, listen: str = "127.0.0.1:0", redis: str = "") -> Child:
+        """Start another Scheduler, on the suite's store unless by another way to it."""
+        arguments = ["scheduler", f"--redis={redis or self.redis}", f"--listen={listen}", *options]
         return await self._add(self.schedulers, arguments)
 
-    async def add_gateway(self, *options: str) -> Child:
-        """Start another Gateway."""
+    async def add_gateway(self, *options: str, schedulers: str = "") -> Child:
+        """Start another Gateway, of all Schedulers unless some are named."""
         arguments = [
             "gateway",
             f"--redis={self.redis}",
-            f"--scheduler={self.scheduler_addresses}",
+            f"--scheduler={schedulers or self.scheduler_addresses}",
             "--grpc=127.0.0.1:0",
             "--http=127.0.0.1:0",
             *options,
