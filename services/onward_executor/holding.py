@@ -48,6 +48,7 @@ class _Held:
     namespace: str
     run_id: str
     alone: bool
+    cancel_grace_s: float
     task: asyncio.Task[None] | None = None
     let_go: bool = False
     """A renewal has told that nobody holds the run, since it has ended, is paused or is parked."""
@@ -60,11 +61,15 @@ class Holding:
         store: The store.
         writer: Appends for all of them.
         permits: Limit their components.
-        heartbeat: Renews their leases.
         budgets: What model calls may use.
         breakers: Whether providers answer.
         workflows: What is served, by name.
         executor: Who this is.
+        lease_ttl_s: Time of a lease until a Scheduler names another, in seconds.
+
+    Attributes:
+        draining: Whether nothing more is taken.
+        heartbeat: Renews their leases.
     """
 
     def __init__(
@@ -136,12 +141,14 @@ class Holding:
             known.attempt.abandon()
         if request.HasField("lease_ttl"):
             self.heartbeat.set_ttl(request.lease_ttl.ToMilliseconds() / 1000)
+        told_grace = request.HasField("cancel_grace")
+        cancel_grace_s = request.cancel_grace.ToMilliseconds() / 1000 if told_grace else CANCEL_GRACE_S
         log = self._writer.log(
             run.namespace,
             run.run_id,
             request.attempt,
             last_offset=run.log.last_offset,
-            on_cancelling=lambda: self.cancel(ref, request.attempt, CANCEL_GRACE_S),
+            on_cancelling=lambda: self.cancel(ref, request.attempt, cancel_grace_s),
         )
         attempt = Attempt(
             self._workflows[run.workflow],
@@ -158,14 +165,16 @@ class Holding:
             budgets=self._budgets,
             breakers=self._breakers,
         )
-        held = _Held(attempt, log, request.attempt, run.namespace, run.run_id, request.alone)
+        held = _Held(
+            attempt, log, request.attempt, run.namespace, run.run_id, request.alone, cancel_grace_s=cancel_grace_s
+        )
         self._held[ref] = held
         self._empty.clear()
         self.heartbeat.add(base, ref, request.attempt)
         held.task = asyncio.create_task(self._run(ref, held), name=f"run {run.run_id}")
         self._changed.set()
         if run.state == RunState.RUN_STATE_CANCELLING:
-            attempt.cancel("", CANCEL_GRACE_S)
+            attempt.cancel("", cancel_grace_s)
         return len(self._held)
 
     def cancel(self, ref: str, number: int, grace_s: float) -> None:
@@ -260,7 +269,7 @@ class Holding:
         if held is None or held.number != renewal.lease.attempt:
             return
         if renewal.held and renewal.state == RunState.RUN_STATE_CANCELLING:
-            held.attempt.cancel("", CANCEL_GRACE_S)
+            held.attempt.cancel("", held.cancel_grace_s)
         elif renewal.held:
             held.log.told(renewal.last_offset)
         elif held.attempt.state == RunState.RUN_STATE_WAITING:

@@ -221,8 +221,9 @@ class Dispatcher:
             link.offered -= 1
 
     async def _hand_over(self, link: Link, taken: Taken) -> None:
-        ttl = Duration()
+        ttl, grace = Duration(), Duration()
         ttl.FromMilliseconds(int(self._lease_ttl_s * 1000))
+        grace.FromMilliseconds(int(self._cancel_grace_s * 1000))
         request = ExecuteRequest(
             run=taken.run,
             attempt=taken.attempt,
@@ -231,6 +232,7 @@ class Dispatcher:
             lease_ttl=ttl,
             trace_parent=taken.trace_parent,
             alone=taken.alone,
+            cancel_grace=grace,
         )
         if taken.run.HasField("deadline"):
             request.deadline.CopyFrom(taken.run.deadline)

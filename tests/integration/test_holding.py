@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.runlog import PAUSED, SUCCEEDED, a_run, append, ended, park, status
+from tests.runlog import CANCELLED, PAUSED, SUCCEEDED, a_run, append, ended, park, status
 
+import onward
 from onward import workflow
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor
 from onward.v1.run_pb2 import Run
@@ -82,3 +83,35 @@ async def test_code_is_stopped_whatever_became_of_the_run_elsewhere(
         await stopped.wait()
         await held.emptied(10)
         assert held.running == 0
+
+
+@pytest.mark.parametrize("learns", ["append", "renewal"])
+async def test_the_operators_grace_holds_however_a_cancellation_is_learned_of(
+    store: Store, runs: Runs, writer: LogWriter, learns: str
+) -> None:
+    """Not only where the Scheduler's call comes first: code that cleans up for too long is left alone after it."""
+    begun, cancelled, enough = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @workflow
+    async def blog() -> None:
+        begun.set()
+        try:
+            await cancelled.wait()
+            onward.status("a word")
+            await asyncio.Event().wait()
+        finally:
+            await enough.wait()
+
+    async with holding(store, writer, blog) as held, asyncio.timeout(8):
+        _, request = await given(runs)
+        request.cancel_grace.FromMilliseconds(50)
+        request.lease_ttl.FromMilliseconds(250 if learns == "renewal" else 60_000)
+        held.take(request)
+        await begun.wait()
+        await runs.cancel("default", "run", "enough")
+        if learns == "append":
+            cancelled.set()
+        await held.emptied(8)
+        assert held.running == 0
+        assert (await runs.get("default", "run")).state == CANCELLED
+        enough.set()

@@ -29,7 +29,7 @@ from onward.v1 import gateway_service_pb2 as onward_dot_v1_dot_gateway__service_
 from onward.v1 import run_pb2 as onward_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n onward/v1/executor_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15onward/v1/event.proto\x1a\x1fonward/v1/gateway_service.proto\x1a\x13onward/v1/run.proto\"\xa0\x02\n\x0e\x45xecuteRequest\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07log_key\x18\x03 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05\x63\x61use\x18\x05 \x01(\x0e\x32\x17.onward.v1.AttemptCause\x12,\n\tlease_ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0blog_address\x18\x07 \x01(\t\x12\x11\n\tlog_token\x18\x08 \x01(\t\x12\x14\n\x0ctrace_parent\x18\t \x01(\t\x12\r\n\x05\x61lone\x18\n \x01(\x08\"\"\n\x0f\x45xecuteResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\"m\n\rCancelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12(\n\x05grace\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x10\n\x0e\x43\x61ncelResponse\"X\n\rNotifyRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blast_offset\x18\x04 \x01(\x03\"\x10\n\x0eNotifyResponse\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\rDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\"\x0e\n\x0cWatchRequest\"Y\n\rWatchResponse\x12%\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32\x13.onward.v1.Executor\x12!\n\x04held\x18\x02 \x01(\x0b\x32\x13.onward.v1.HeldRuns\",\n\x08HeldRuns\x12 \n\x04runs\x18\x01 \x03(\x0b\x32\x12.onward.v1.HeldRun\"=\n\x07HeldRun\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"\xad\x01\n\x08\x45xecutor\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12&\n\tworkflows\x18\x04 \x03(\x0b\x32\x13.onward.v1.Workflow\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\r\n\x05\x61lone\x18\x08 \x01(\x08\x32\xcb\x02\n\x0f\x45xecutorService\x12@\n\x07\x45xecute\x12\x19.onward.v1.ExecuteRequest\x1a\x1a.onward.v1.ExecuteResponse\x12=\n\x06\x43\x61ncel\x12\x18.onward.v1.CancelRequest\x1a\x19.onward.v1.CancelResponse\x12=\n\x06Notify\x12\x18.onward.v1.NotifyRequest\x1a\x19.onward.v1.NotifyResponse\x12:\n\x05\x44rain\x12\x17.onward.v1.DrainRequest\x1a\x18.onward.v1.DrainResponse\x12<\n\x05Watch\x12\x17.onward.v1.WatchRequest\x1a\x18.onward.v1.WatchResponse0\x01\x42%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n onward/v1/executor_service.proto\x12\tonward.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15onward/v1/event.proto\x1a\x1fonward/v1/gateway_service.proto\x1a\x13onward/v1/run.proto\"\xd1\x02\n\x0e\x45xecuteRequest\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.onward.v1.Run\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07log_key\x18\x03 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05\x63\x61use\x18\x05 \x01(\x0e\x32\x17.onward.v1.AttemptCause\x12,\n\tlease_ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0blog_address\x18\x07 \x01(\t\x12\x11\n\tlog_token\x18\x08 \x01(\t\x12\x14\n\x0ctrace_parent\x18\t \x01(\t\x12\r\n\x05\x61lone\x18\n \x01(\x08\x12/\n\x0c\x63\x61ncel_grace\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\"\"\n\x0f\x45xecuteResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\"m\n\rCancelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12(\n\x05grace\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x10\n\x0e\x43\x61ncelResponse\"X\n\rNotifyRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blast_offset\x18\x04 \x01(\x03\"\x10\n\x0eNotifyResponse\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\rDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\"\x0e\n\x0cWatchRequest\"Y\n\rWatchResponse\x12%\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32\x13.onward.v1.Executor\x12!\n\x04held\x18\x02 \x01(\x0b\x32\x13.onward.v1.HeldRuns\",\n\x08HeldRuns\x12 \n\x04runs\x18\x01 \x03(\x0b\x32\x12.onward.v1.HeldRun\"=\n\x07HeldRun\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"\xad\x01\n\x08\x45xecutor\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12&\n\tworkflows\x18\x04 \x03(\x0b\x32\x13.onward.v1.Workflow\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\r\n\x05\x61lone\x18\x08 \x01(\x08\x32\xcb\x02\n\x0f\x45xecutorService\x12@\n\x07\x45xecute\x12\x19.onward.v1.ExecuteRequest\x1a\x1a.onward.v1.ExecuteResponse\x12=\n\x06\x43\x61ncel\x12\x18.onward.v1.CancelRequest\x1a\x19.onward.v1.CancelResponse\x12=\n\x06Notify\x12\x18.onward.v1.NotifyRequest\x1a\x19.onward.v1.NotifyResponse\x12:\n\x05\x44rain\x12\x17.onward.v1.DrainRequest\x1a\x18.onward.v1.DrainResponse\x12<\n\x05Watch\x12\x17.onward.v1.WatchRequest\x1a\x18.onward.v1.WatchResponse0\x01\x42%\n\rdev.onward.v1P\x01Z\x12onward/v1;onwardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,31 +38,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.onward.v1P\001Z\022onward/v1;onwardv1'
   _globals['_EXECUTEREQUEST']._serialized_start=190
-  _globals['_EXECUTEREQUEST']._serialized_end=478
-  _globals['_EXECUTERESPONSE']._serialized_start=480
-  _globals['_EXECUTERESPONSE']._serialized_end=514
-  _globals['_CANCELREQUEST']._serialized_start=516
-  _globals['_CANCELREQUEST']._serialized_end=625
-  _globals['_CANCELRESPONSE']._serialized_start=627
-  _globals['_CANCELRESPONSE']._serialized_end=643
-  _globals['_NOTIFYREQUEST']._serialized_start=645
-  _globals['_NOTIFYREQUEST']._serialized_end=733
-  _globals['_NOTIFYRESPONSE']._serialized_start=735
-  _globals['_NOTIFYRESPONSE']._serialized_end=751
-  _globals['_DRAINREQUEST']._serialized_start=753
-  _globals['_DRAINREQUEST']._serialized_end=809
-  _globals['_DRAINRESPONSE']._serialized_start=811
-  _globals['_DRAINRESPONSE']._serialized_end=843
-  _globals['_WATCHREQUEST']._serialized_start=845
-  _globals['_WATCHREQUEST']._serialized_end=859
-  _globals['_WATCHRESPONSE']._serialized_start=861
-  _globals['_WATCHRESPONSE']._serialized_end=950
-  _globals['_HELDRUNS']._serialized_start=952
-  _globals['_HELDRUNS']._serialized_end=996
-  _globals['_HELDRUN']._serialized_start=998
-  _globals['_HELDRUN']._serialized_end=1059
-  _globals['_EXECUTOR']._serialized_start=1062
-  _globals['_EXECUTOR']._serialized_end=1235
-  _globals['_EXECUTORSERVICE']._serialized_start=1238
-  _globals['_EXECUTORSERVICE']._serialized_end=1569
+  _globals['_EXECUTEREQUEST']._serialized_end=527
+  _globals['_EXECUTERESPONSE']._serialized_start=529
+  _globals['_EXECUTERESPONSE']._serialized_end=563
+  _globals['_CANCELREQUEST']._serialized_start=565
+  _globals['_CANCELREQUEST']._serialized_end=674
+  _globals['_CANCELRESPONSE']._serialized_start=676
+  _globals['_CANCELRESPONSE']._serialized_end=692
+  _globals['_NOTIFYREQUEST']._serialized_start=694
+  _globals['_NOTIFYREQUEST']._serialized_end=782
+  _globals['_NOTIFYRESPONSE']._serialized_start=784
+  _globals['_NOTIFYRESPONSE']._serialized_end=800
+  _globals['_DRAINREQUEST']._serialized_start=802
+  _globals['_DRAINREQUEST']._serialized_end=858
+  _globals['_DRAINRESPONSE']._serialized_start=860
+  _globals['_DRAINRESPONSE']._serialized_end=892
+  _globals['_WATCHREQUEST']._serialized_start=894
+  _globals['_WATCHREQUEST']._serialized_end=908
+  _globals['_WATCHRESPONSE']._serialized_start=910
+  _globals['_WATCHRESPONSE']._serialized_end=999
+  _globals['_HELDRUNS']._serialized_start=1001
+  _globals['_HELDRUNS']._serialized_end=1045
+  _globals['_HELDRUN']._serialized_start=1047
+  _globals['_HELDRUN']._serialized_end=1108
+  _globals['_EXECUTOR']._serialized_start=1111
+  _globals['_EXECUTOR']._serialized_end=1284
+  _globals['_EXECUTORSERVICE']._serialized_start=1287
+  _globals['_EXECUTORSERVICE']._serialized_end=1618
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class ExecuteRequest(_message.Message):
     LOG_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
+    CANCEL_GRACE_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """attempt is the fencing token: an append with any other attempt is refused."""
     log_key: _builtins.str
@@ -67,6 +68,10 @@ class ExecuteRequest(_message.Message):
     def lease_ttl(self) -> _duration_pb2.Duration:
         """lease_ttl is how long the lease lives without renewal; it began when the attempt was claimed."""
 
+    @_builtins.property
+    def cancel_grace(self) -> _duration_pb2.Duration:
+        """cancel_grace is how long user code may clean up once the run is cancelled, however the executor learns of it. Unset means 10 s."""
+
     def __init__(
         self,
         *,
@@ -80,10 +85,11 @@ class ExecuteRequest(_message.Message):
         log_token: _builtins.str = ...,
         trace_parent: _builtins.str = ...,
         alone: _builtins.bool = ...,
+        cancel_grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "lease_ttl", b"lease_ttl", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_grace", b"cancel_grace", "deadline", b"deadline", "lease_ttl", b"lease_ttl", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "cause", b"cause", "deadline", b"deadline", "lease_ttl", b"lease_ttl", "log_address", b"log_address", "log_key", b"log_key", "log_token", b"log_token", "run", b"run", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "cancel_grace", b"cancel_grace", "cause", b"cause", "deadline", b"deadline", "lease_ttl", b"lease_ttl", "log_address", b"log_address", "log_key", b"log_key", "log_token", b"log_token", "run", b"run", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
