@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from typing import Any
+
+import grpc
 
 from onward.log import ACCEPTED, ENDED, RUN
 from onward.v1.errand_pb2 import ContinueRun, Errand
@@ -120,7 +123,7 @@ class Errands:
         served = await self._accepting.served_at_best(start.workflow, start.deployment)
         start.deployment = served.deployment
         if (schema := served.workflow.input_schema.data) and is_json(start.input.media_type):
-            check_schema(json.loads(start.input.data or b"{}"), schema)
+            check_schema(_parsed(start.input.data or b"{}"), schema)
         await self._accepting.submit(submit)
 
     async def _is_known(self, submit: SubmitRunRequest) -> bool:
@@ -223,6 +226,15 @@ def _end_of(run: Run) -> Run:
     if run.HasField("error"):
         told.error.CopyFrom(run.error)
     return told
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        # An executor of another make has written it: its run is told, and does not wait for ever.
+        message = f"the input is not JSON: {error}"
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, ErrorReason.ERROR_REASON_INPUT_INVALID, message) from error
 
 
 def _refusal(error: Refused | RequestReused) -> RunError:

@@ -45,9 +45,9 @@ async def parent(runs: Runs) -> Run:
     return run
 
 
-async def serve(store: Store, name: str = "part", deployment: str = "build") -> None:
+async def serve(store: Store, name: str = "part", deployment: str = "build", schema: bytes = b"") -> None:
     executor = Executor(executor_id=deployment, deployment=deployment, address="127.0.0.1:1")
-    executor.workflows.add(name=name)
+    executor.workflows.add(name=name, input_schema=Payload(data=schema))
     await registry.register(store, executor, ttl_s=60)
 
 
@@ -105,6 +105,19 @@ async def test_what_was_refused_stays_refused(store: Store, runs: Runs, errands:
     [(_, told)] = signals(await log_of(store, parent))
     assert (told.error.reason, told.error.retryable) == ("WORKFLOW_NOT_FOUND", True)
     assert await runs.children("default", "parent") == []
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000])
+async def test_input_that_is_no_json_is_refused(
+    store: Store, runs: Runs, errands: Errands, parent: Run, data: bytes
+) -> None:
+    """Its parent is told, like of any input that does not fit."""
+    await serve(store, schema=b'{"type": "object"}')
+    errand = start_child()
+    errand.start_child.start.input.data = data
+    await errands.do(await asked(store, runs, parent, errand))
+    [(_, told)] = signals(await log_of(store, parent))
+    assert (told.error.reason, told.error.retryable) == ("INPUT_INVALID", False)
 
 
 async def test_a_parent_that_has_ended_gets_no_child_but_a_detached_one(
