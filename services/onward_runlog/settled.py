@@ -56,6 +56,8 @@ class Settling:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._indexes: OrderedDict[tuple[str, str], _Index] = OrderedDict()
+        self._entries = 0
+        """Of all indexes together."""
 
     async def voids(self, base: str, ref: str, log_id: str, through: int) -> Voids:
         """Return what the rollbacks up to and with offset `through` make void.
@@ -63,10 +65,14 @@ class Settling:
         Raises:
             StoreUnavailable: The log cannot be read.
         """
-        index = self._indexes.setdefault((ref, log_id), _Index())
-        self._indexes.move_to_end((ref, log_id))
+        name = ref, log_id
+        index = self._indexes.setdefault(name, _Index())
+        self._indexes.move_to_end(name)
         async with index.lock:
             await self._extend(index, base, ref, through)
+        if self._indexes.get(name) is index:
+            self._entries += index.entries - index.counted
+            index.counted = index.entries
         self._forget()
         return Voids((offset, rollback) for offset, rollback in index.rollbacks if offset <= through)
 
@@ -84,9 +90,8 @@ class Settling:
             index.through = chunk.through
 
     def _forget(self) -> None:
-        entries = sum(index.entries for index in self._indexes.values())
-        while entries > INDEX_ENTRIES_MAX and len(self._indexes) > 1:
-            entries -= self._indexes.popitem(last=False)[1].entries
+        while self._entries > INDEX_ENTRIES_MAX and len(self._indexes) > 1:
+            self._entries -= self._indexes.popitem(last=False)[1].counted
 
 
 class _Index:
@@ -95,6 +100,8 @@ class _Index:
         self.through = 0
         self.rollbacks: list[tuple[int, Rollback]] = []
         self.entries = 1
+        self.counted = 0
+        """How many of them are in the sum over all indexes."""
 
     def add(self, event: Event) -> None:
         if event.HasField("rollback"):
