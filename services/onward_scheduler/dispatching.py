@@ -248,6 +248,8 @@ class Dispatcher:
                 link.executor.running = link.executor.slots  # until it says otherwise
             else:
                 self.fleet.rest(link)
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    link.present = False  # until its Watch says something again
         finally:
             link.offered -= 1
         try:

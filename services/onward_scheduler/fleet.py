@@ -37,7 +37,7 @@ class Link:
     Attributes:
         executor: Who it is; `running` as it last said.
         offered: Runs offered to it that it has not answered for.
-        present: Whether its Watch stream is open.
+        present: Whether its Watch stream is open, and has said something since a run was offered in vain.
         rest_until: Loop time until which it gets no run.
         kept: Whether it gets no run until it holds none: then it takes one that has to be alone.
     """

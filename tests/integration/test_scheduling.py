@@ -222,6 +222,60 @@ async def test_a_run_that_is_given_out_while_a_scheduler_ends_is_handed_over(
         assert hand.taken == ["run"]
 
 
+class Mute(Hand):
+    """An executor that can be watched and answers no Execute: somebody has cut the wire, or stopped its process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.me.executor_id, self.me.slots = "mute", 100
+        self.tell = asyncio.Event()
+
+    async def Execute(self, request: ExecuteRequest, context: Any) -> ExecuteResponse:
+        self.taken.append(request.run.run_id)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def Watch(self, request: WatchRequest, context: Any) -> AsyncIterator[WatchResponse]:
+        yield WatchResponse(executor=self.me)
+        await self.tell.wait()
+        yield WatchResponse(executor=self.me)
+        await asyncio.Event().wait()
+
+
+async def test_who_does_not_answer_gets_no_run_until_it_says_something(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds nothing, so it would be the one with the most room for each new run."""
+    monkeypatch.setattr("onward_scheduler.dispatching.EXECUTE_TIMEOUT_S", 0.05)
+    mute, hand = Mute(), Hand()
+    async with serving(mute) as silent, serving(hand) as sound, dispatching(store, runs, silent) as dispatcher:
+        await dispatcher.submit(a_run("first"), trace_parent="")
+
+        async def is_queued() -> bool:
+            return (await record_of(store, a_run("first")))["holder"] == b""
+
+        await eventually(is_queued)
+        link = dispatcher.fleet.link("mute")
+        assert link is not None
+        link.rest_until = 0.0  # its rest is over
+        dispatcher.fleet.meet(sound)
+        for number in range(5):
+            dispatcher.note_queued(BASE, "build")
+            await dispatcher.submit(a_run(f"run-{number}"), trace_parent="")
+
+        async def is_done() -> bool:
+            return len(hand.taken) == 6
+
+        await eventually(is_done)
+        assert mute.taken == ["first"]
+        mute.tell.set()
+
+        async def is_back() -> bool:
+            return link.free == 100
+
+        await eventually(is_back)
+
+
 class Curt(Hand):
     """An executor of another make, whose Watch says who it is and ends, or is refused."""
 
