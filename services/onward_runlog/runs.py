@@ -114,7 +114,7 @@ class Entry:
     @property
     def kind(self) -> str:
         """What happened: "ended" (a run that others want to know of), "end" or "pause" (a hook), or "errand"."""
-        return self.id.partition(":")[0].partition(".")[0]
+        return kind_of(self.id)
 
     @property
     def parts(self) -> list[str]:
@@ -150,6 +150,11 @@ class Holder:
 
     executor_id: str
     attempt: int
+
+
+def kind_of(entry_id: str) -> str:
+    """Return what the id of an entry says has happened; see Entry.kind."""
+    return entry_id.partition(":")[0].partition(".")[0]
 
 
 def new_run_id(namespace: str, request_id: str) -> str:

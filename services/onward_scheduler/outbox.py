@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from onward_runlog import keys
 from onward_runlog.errors import QueueFull, RunLogError, StoreUnavailable
-from onward_runlog.runs import HOOKS, OUTBOX, Entry, Runs
+from onward_runlog.runs import HOOKS, OUTBOX, Entry, Runs, kind_of
 from onward_runlog.store import Store
 from onward_runlog.subscription import messages
 
@@ -116,7 +116,7 @@ class Outbox:
         """Learn of entries from whoever writes them, until cancelled."""
         channels = {keys.posted_channel(base): base for base in self._store.bases()}
         async for message in messages(self._store.url, list(channels)):
-            if message is not None:
+            if message is not None and kind_of(message.data.decode()) in self._handlers:
                 self._hinted.add(channels[message.channel])
                 self._wanted.set()
 
