@@ -36,6 +36,9 @@ HELD_EVERY_S = 5.0
 LET_GO = TERMINAL | {RunState.RUN_STATE_PAUSED, RunState.RUN_STATE_WAITING}
 """What an attempt brings a run into by itself."""
 
+STOP_S = 30.0
+"""How long an attempt that is handed over may take to end; one that waits for a store that is away never would."""
+
 QUIET_S = 0.1
 """Changes of load within this time are told once, except the one that makes a full executor free."""
 
@@ -257,6 +260,8 @@ class Holding:
     async def _hand_over(self, held: _Held) -> None:
         held.attempt.abandon()
         if held.task is not None:
+            await asyncio.wait((held.task,), timeout=STOP_S)
+            held.task.cancel()
             await asyncio.gather(held.task, return_exceptions=True)
         reason = f"executor {self._executor.executor_id} drained"
         try:

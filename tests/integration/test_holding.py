@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.proxy import proxy_to
 from tests.runlog import CANCELLED, PAUSED, SUCCEEDED, a_run, append, ended, park, status
 
 import onward
 from onward import workflow
 from onward.v1.executor_service_pb2 import ExecuteRequest, Executor
-from onward.v1.run_pb2 import Run
 from onward.workflows import Workflow
 from onward_executor.holding import Holding
 from onward_runlog import keys
@@ -21,7 +21,7 @@ from onward_runlog.breakers import RedisBreakers
 from onward_runlog.budgets import RedisBudgets
 from onward_runlog.permits import RedisPermits
 from onward_runlog.runs import Runs
-from onward_runlog.store import Store
+from onward_runlog.store import Store, open_store
 from onward_runlog.writer import LogWriter
 
 pytestmark = pytest.mark.usefixtures("one_partition")
@@ -44,11 +44,11 @@ async def holding(store: Store, writer: LogWriter, served: Workflow[..., Any, An
             await made.hand_over()
 
 
-async def given(runs: Runs) -> tuple[Run, ExecuteRequest]:
-    """A run that this executor is to take."""
-    run, _, taken = await runs.submit(a_run(), holder="e1", ttl_s=60)
+async def given(runs: Runs, run_id: str = "run", *, attempt: int = 1) -> ExecuteRequest:
+    """What gives this executor a run."""
+    _, _, taken = await runs.submit(a_run(run_id), holder="e1", ttl_s=60)
     assert taken is not None
-    return run, ExecuteRequest(run=taken.run, attempt=taken.attempt, log_key=taken.log_key, cause=taken.cause)
+    return ExecuteRequest(run=taken.run, attempt=attempt, log_key=taken.log_key, cause=taken.cause)
 
 
 @pytest.mark.parametrize("becomes", ["running", "parked", "paused", "ended"])
@@ -67,7 +67,7 @@ async def test_code_is_stopped_whatever_became_of_the_run_elsewhere(
             stopped.set()
 
     async with holding(store, writer, blog) as held, asyncio.timeout(10):
-        run, request = await given(runs)
+        run, request = a_run(), await given(runs)
         held.take(request)
         await begun.wait()
         assert await runs.lose("default", "run", 1, "lost")
@@ -103,7 +103,7 @@ async def test_the_operators_grace_holds_however_a_cancellation_is_learned_of(
             await enough.wait()
 
     async with holding(store, writer, blog) as held, asyncio.timeout(8):
-        _, request = await given(runs)
+        request = await given(runs)
         request.cancel_grace.FromMilliseconds(50)
         request.lease_ttl.FromMilliseconds(250 if learns == "renewal" else 60_000)
         held.take(request)
@@ -115,3 +115,33 @@ async def test_the_operators_grace_holds_however_a_cancellation_is_learned_of(
         assert held.running == 0
         assert (await runs.get("default", "run")).state == CANCELLED
         enough.set()
+
+
+async def test_handing_over_ends_also_while_the_store_is_away(
+    redis_url: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may never come back: attempts that wait for it, one to begin and one to end, are left to their leases."""
+    monkeypatch.setattr("onward_executor.holding.STOP_S", 0.2)
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    @workflow
+    async def blog() -> None:
+        begun.set()
+        await goes_on.wait()
+
+    async with contextlib.AsyncExitStack() as wire:
+        proxy = await wire.enter_async_context(proxy_to(redis_url))
+        async with (
+            open_store(proxy.url) as far,
+            LogWriter(far).opened() as writer,
+            asyncio.timeout(20),
+            holding(far, writer, blog) as held,
+        ):
+            ends, begins = await given(runs), await given(runs, "begins", attempt=2)
+            held.take(ends)
+            await begun.wait()
+            await wire.aclose()
+            goes_on.set()
+            held.take(begins)
+            await held.hand_over()
+            assert held.running == 0
