@@ -104,10 +104,9 @@ class SchedulerServicer(SchedulerServiceServicer):
             if deployment or self._settings.resume_on_newest:
                 run = await self._runs.get(request.namespace, request.run_id)
                 deployment = (await self._accepting.served(run.workflow, deployment)).deployment
-                if request.deployment and await self._in_line(run, deployment):
-                    run = await self._runs.get(request.namespace, request.run_id)
-                    run.ClearField("input")
-                    return WakeRunResponse(run=run)
+                if request.deployment and (moved := await self._moved(run, deployment)) is not None:
+                    moved.ClearField("input")
+                    return WakeRunResponse(run=moved)
             run = await self._runs.resume(request.namespace, request.run_id, deployment=deployment)
             run.ClearField("input")
             return WakeRunResponse(run=run)
@@ -138,14 +137,16 @@ class SchedulerServicer(SchedulerServiceServicer):
         """Not served yet."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "deployments are not listed yet")
 
-    async def _in_line(self, run: Run, deployment: str) -> bool:
-        """Whether a run waits for nothing but an executor, of the deployment that is named from now on."""
+    async def _moved(self, run: Run, deployment: str) -> Run | None:
+        """Have a run that waits for nothing but an executor wait for one of a deployment; None where it does not."""
         if run.state != RunState.RUN_STATE_QUEUED or run.executor_id:
-            return False
-        reason = f"moved to deployment {deployment}"
-        return run.deployment == deployment or await self._runs.adopt(
-            run.namespace, run.run_id, run.deployment, deployment, reason=reason
-        )
+            return None
+        if run.deployment != deployment:
+            reason = f"moved to deployment {deployment}"
+            await self._runs.adopt(run.namespace, run.run_id, run.deployment, deployment, reason=reason)
+            # Not by what that says: a reply that was lost is asked for again, when there is nothing left to do.
+            run = await self._runs.get(run.namespace, run.run_id)
+        return run if run.deployment == deployment else None
 
     async def _signal(self, request: DeliverSignalRequest) -> tuple[int, bool, Holder]:
         """Deliver a signal to the run that is named, or to the one that it goes on as."""

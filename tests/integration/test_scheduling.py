@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 from redis.asyncio import Redis
-from tests.runlog import FAILED, QUEUED, a_run, append, eventually, record_of, status
+from tests.proxy import proxy_to
+from tests.runlog import FAILED, QUEUED, a_run, append, eventually, log_of, record_of, status, told
 
 from onward.v1.executor_service_pb2 import (
     CancelRequest,
@@ -31,8 +32,11 @@ from onward.v1.executor_service_pb2_grpc import (
     ExecutorServiceStub,
     add_ExecutorServiceServicer_to_server,
 )
+from onward.v1.gateway_service_pb2 import Workflow
 from onward.v1.run_pb2 import Run
-from onward_runlog import keys
+from onward.v1.scheduler_service_pb2 import WakeRunRequest
+from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from onward_runlog import keys, registry
 from onward_runlog.runs import Runs
 from onward_runlog.store import Store
 from onward_scheduler import app
@@ -220,6 +224,29 @@ async def test_a_run_that_is_given_out_while_a_scheduler_ends_is_handed_over(
             await redis.client_unpause()
         await ending
         assert hand.taken == ["run"]
+
+
+async def test_a_move_to_another_build_whose_reply_was_lost_is_no_error(
+    redis_url: str, store: Store, runs: Runs
+) -> None:
+    """The Scheduler's own repeat finds it done."""
+    await runs.submit(a_run(deployment="old"))
+    await registry.register(
+        store,
+        Executor(executor_id="e", deployment="new", address="127.0.0.1:1", workflows=[Workflow(name="blog")]),
+        ttl_s=60,
+    )
+    async with (
+        proxy_to(redis_url) as proxy,
+        app.opened(Settings(redis_url=proxy.url, listen="127.0.0.1:0")) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        proxy.lose_reply(b"onward1_adopt")
+        stub: Any = SchedulerServiceStub(channel)
+        woken = await stub.WakeRun(WakeRunRequest(namespace="default", run_id="run", deployment="new"))
+        assert proxy.lost == 1
+        assert (woken.run.state, woken.run.deployment) == (QUEUED, "new")
+    assert told(await log_of(store, a_run())) == ["QUEUED", "QUEUED"]
 
 
 class Mute(Hand):
