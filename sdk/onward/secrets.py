@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+from threading import Lock
 
 MASK = "•••"
 """What stands in the place of a secret."""
@@ -17,37 +17,62 @@ MASK = "•••"
 CHARS_MIN = 8
 """A shorter value is no secret: masking it would tear holes into ordinary text."""
 
-_registered: set[str] = set()
-_in_text: re.Pattern[str] | None = None
-_in_bytes: re.Pattern[bytes] | None = None
+PASSING_MAX = 64
+"""So many of the values that pass are masked, the newest ones."""
+
+_lock = Lock()
+_lasting: set[str] = set()
+_passing: dict[str, None] = {}
+"""Oldest first."""
+_forms: list[tuple[str, bytes]] = []
+"""How all of them may be written, the longest first: one may begin another."""
 
 
-def register(value: str) -> str:
-    """Mask `value` from here on, in this process. One of fewer than 8 characters is left alone. Returns it."""
-    global _in_text, _in_bytes  # noqa: PLW0603 - one set of secrets per process, and a compiled form of it
-    if len(value) < CHARS_MIN or value in _registered:
+def register(value: str, *, passing: bool = False) -> str:
+    """Mask `value` from here on, in this process. One of fewer than 8 characters is left alone. Returns it.
+
+    Args:
+        value: The secret.
+        passing: It is one of many that come one after the other, such as a key made for each request.
+    """
+    global _forms  # noqa: PLW0603 - one set of secrets per process
+    if len(value) < CHARS_MIN or value in _lasting:
         return value
-    _registered.add(value)
-    # As JSON writes it too, with and without escaping what is not ASCII. The longest first: one may begin another.
-    forms = {
-        form for one in _registered for form in (one, json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1])
-    }
-    ordered = sorted(forms, key=len, reverse=True)
-    _in_text = re.compile("|".join(map(re.escape, ordered)))
-    _in_bytes = re.compile(b"|".join(re.escape(one.encode(errors="surrogatepass")) for one in ordered))
+    with _lock:
+        known = value in _passing
+        _passing.pop(value, None)
+        if passing:
+            _passing[value] = None
+            if known:
+                return value
+            if len(_passing) > PASSING_MAX:
+                del _passing[next(iter(_passing))]
+        else:
+            _lasting.add(value)
+        # As JSON writes it too, with and without escaping what is not ASCII.
+        forms = {
+            form
+            for one in (*_lasting, *_passing)
+            for form in (one, json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1])
+        }
+        _forms = [(one, one.encode(errors="surrogatepass")) for one in sorted(forms, key=len, reverse=True)]
     return value
 
 
 def masked(text: str) -> str:
     """Return `text` without secrets."""
-    return text if _in_text is None else _in_text.sub(MASK, text)
+    for form, _ in _forms:
+        if form in text:
+            text = text.replace(form, MASK)
+    return text
 
 
 def masked_bytes(data: bytes) -> bytes:
     """Return UTF-8 text or JSON without secrets; the same object where there are none in it."""
-    if _in_bytes is None or _in_bytes.search(data) is None:
-        return data
-    return _in_bytes.sub(MASK.encode(), data)
+    for _, form in _forms:
+        if form in data:
+            data = data.replace(form, MASK.encode())
+    return data
 
 
 class MaskingFilter(logging.Filter):
@@ -55,7 +80,7 @@ class MaskingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Mask the record. Never drops one."""
-        if _in_text is None:
+        if not _forms:
             return True
         message = record.getMessage()
         if (clean := masked(message)) != message:

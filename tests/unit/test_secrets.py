@@ -111,3 +111,25 @@ def test_a_filter_takes_secrets_out_of_log_records(caplog: pytest.LogCaptureFixt
     assert "Refused" in caplog.text
     assert "plain 1" in caplog.text
     assert_clean(caplog.text)
+
+
+def test_of_keys_that_come_one_after_the_other_the_newest_are_secrets() -> None:
+    """A client may make one for each request, for as long as the process lives; what was registered for good stays."""
+    keys = [f"passing-{number:06}" for number in range(2 * secrets.PASSING_MAX)]
+    for key in keys:
+        secrets.register(keys[0], passing=True)  # in use all the time
+        secrets.register(key, passing=True)
+    newest = [keys[0], *keys[-secrets.PASSING_MAX + 1 :]]
+    assert [key for key in keys if secrets.masked(key) != key] == newest
+    assert secrets.masked_bytes(keys[-1].encode()) == secrets.MASK.encode()
+    secrets.register(keys[1])
+    for key in keys:
+        secrets.register(key, passing=True)
+    assert secrets.masked(f"{keys[1]} {CANARY}") == f"{secrets.MASK} {secrets.MASK}"
+
+
+def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
+    """Whichever was registered first."""
+    secrets.register("secret-of-two")
+    secrets.register("secret-of-two-and-more")
+    assert secrets.masked("secret-of-two-and-more, secret-of-two") == f"{secrets.MASK}, {secrets.MASK}"

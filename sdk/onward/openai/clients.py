@@ -82,7 +82,7 @@ def _exchange(
     client: AsyncOpenAI | OpenAI, place: Place, request: httpx2.Request, base_url: httpx2.URL, wire: Wire
 ) -> Exchange:
     for name in _KEYS:  # A key may be made for each request.
-        secrets.register(request.headers.get(name, "").removeprefix("Bearer "))
+        secrets.register(request.headers.get(name, "").removeprefix("Bearer "), passing=True)
     asked = Asked(place.instance, request, base_url, client.policy, place.retries)
 
     def status_error(response: httpx2.Response) -> APIStatusError:
