@@ -602,7 +602,6 @@ class Journal:
 
     def status(self, instance: Instance, status: StatusUpdated) -> None:
         if instance.shows():
-            status.message = masked(status.message)
             self._say(instance, Event(create_time=now(), component_id=instance.id, status_updated=status))
 
     def published(self, instance: Instance, published: Published) -> None:

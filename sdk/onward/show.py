@@ -13,6 +13,7 @@ from typing import Any
 from onward.instance import CURRENT
 from onward.journal import inline
 from onward.log import INLINE_BYTES_MAX
+from onward.secrets import masked
 from onward.signature import dump_any
 from onward.text import cut
 from onward.v1.event_pb2 import CHANGE_EVENT, CHANGE_PATCH, CHANGE_SET, Change, Published, StatusUpdated
@@ -47,7 +48,8 @@ def status(message: str, *, done: int | None = None, total: int | None = None) -
     if not isinstance(message, str):
         raise TypeError(f"a status is text, not {type(message).__name__}")
     shown = StatusUpdated(
-        message=cut(" ".join(message.splitlines()), STATUS_CHARS_MAX),
+        # A secret may have lines, and may be where it is cut.
+        message=cut(" ".join(masked(message).splitlines()), STATUS_CHARS_MAX),
         done=_count("done", done),
         total=_count("total", total),
     )

@@ -133,3 +133,17 @@ def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
     secrets.register("secret-of-two")
     secrets.register("secret-of-two-and-more")
     assert secrets.masked("secret-of-two-and-more, secret-of-two") == f"{secrets.MASK}, {secrets.MASK}"
+
+
+async def test_a_secret_that_a_status_would_cut_or_join_is_masked_as_well() -> None:
+    """No part of it is told."""
+    key = secrets.register("-----BEGIN KEY-----\nline of it\n-----END KEY-----")
+
+    @workflow
+    async def flow() -> None:
+        status(f"With {key}")
+        status("x" * 990 + key)
+
+    first, second = (await testing.run(flow)).statuses
+    assert first == f"With {secrets.MASK}"
+    assert second == "x" * 990 + secrets.MASK
