@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from random import uniform
 from typing import Any
 
@@ -15,6 +17,9 @@ from onward.errors import ComponentError
 ATTEMPTS_DEFAULT = 4
 ATTEMPTS_MAX = 1_000
 BACKOFF_DEFAULT = "1s..30s"
+
+RETRY_AFTER_S_MAX = 86_400.0
+"""Who asks to be left alone for longer is asked again after a day."""
 
 Errors = type[Exception] | tuple[type[Exception], ...]
 
@@ -143,10 +148,22 @@ def asked(error: Any, name: str) -> Any:
 def retry_after_s(error: BaseException) -> float:
     """Return how many seconds `error` itself asks to wait, by attribute or by header of its HTTP response; else 0."""
     after = asked(error, "retry_after_s")
-    if after is None:
-        headers = asked(asked(error, "response"), "headers")
-        after = headers.get("retry-after") if headers is not None and hasattr(headers, "get") else None
-    try:
-        return seconds(float(after)) if after is not None else 0.0
-    except (TypeError, ValueError, OverflowError):
+    if after is not None:
+        return _wait_s(after, 1.0)
+    headers = asked(asked(error, "response"), "headers")
+    if not hasattr(headers, "get"):
         return 0.0
+    return _wait_s(headers.get("retry-after-ms"), 0.001) or _wait_s(headers.get("retry-after"), 1.0)
+
+
+def _wait_s(value: Any, unit_s: float) -> float:
+    """Return the seconds that a number, or a date, stands for; 0 where it makes no sense."""
+    try:
+        wait_s = float(value) * unit_s
+    except (TypeError, ValueError, OverflowError):
+        try:
+            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return 0.0
+    # NaN is not above 0.
+    return min(wait_s, RETRY_AFTER_S_MAX) if wait_s > 0 else 0.0

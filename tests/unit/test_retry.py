@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
+from email.utils import formatdate
+from types import SimpleNamespace
+
 import pytest
 
 from onward.errors import ComponentError
@@ -77,28 +82,38 @@ class Refused(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Answer:
-    headers = {"retry-after": "3"}  # noqa: RUF012 - one for all
-
-
 class HTTPError(Exception):
-    response = Answer()
+    def __init__(self, **headers: str) -> None:
+        self.response = SimpleNamespace(headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (Refused(2.5), 2.5),
-        (HTTPError(), 3.0),
+        (HTTPError(retry_after="3"), 3.0),
+        (HTTPError(retry_after_ms="250", retry_after="3"), 0.25),
+        (HTTPError(retry_after="Sun, 06 Nov 1994 08:49:37 GMT"), 0.0),
+        (HTTPError(retry_after="soon"), 0.0),
         (Refused("soon"), 0.0),
         (Refused(-1), 0.0),
         (Refused(10**400), 0.0),
+        (Refused(math.nan), 0.0),
         (OSError(), 0.0),
+        (Refused(1e300), 86_400.0),
+        (HTTPError(retry_after="1e999"), 86_400.0),
+        (HTTPError(retry_after="Fri, 31 Dec 9999 23:59:59 GMT"), 86_400.0),
     ],
+    ids=lambda one: str(vars(one)) if isinstance(one, Exception) else "",
 )
 def test_an_error_may_ask_for_a_wait(error: Exception, expected: float) -> None:
-    """By attribute or by the header of its response; what is no number of seconds asks for nothing."""
+    """By attribute or by a header of its response, up to a day; what is no time asks for nothing."""
     assert retry_after_s(error) == expected
+
+
+def test_an_error_may_ask_for_a_wait_until_a_time() -> None:
+    """As HTTP has it."""
+    assert 50 < retry_after_s(HTTPError(retry_after=formatdate(time.time() + 60, usegmt=True))) <= 60
 
 
 def test_the_wait_is_at_least_what_the_error_asks_for() -> None:

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -38,6 +37,7 @@ from onward.openai.policy import ModelPolicy, Stall
 from onward.openai.providers import Provider, Providers, json_object, name_of, readdressed
 from onward.openai.wires import Wire
 from onward.past import PIECES, Piece, Places, Record
+from onward.retry import retry_after_s
 from onward.signature import Signature
 from onward.streams import Flow
 from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, Event, OutputDelta
@@ -51,9 +51,6 @@ TAIL_S = 5.0
 
 DRAIN_S = 0.1
 """How long the end of a response's body may take after that of the answer in it."""
-
-RETRY_AFTER_MAX_S = 31 * 86_400.0
-"""No limit of a provider is for longer than a month, so it asks nobody to wait for longer."""
 
 _DROPPED = frozenset(
     (
@@ -849,27 +846,3 @@ def event_of(event: bytes, body: Any) -> bytes:
 
 def _is_refusal(error: dict[str, Any]) -> bool:
     return any(error.get(name) in ("rate_limit_exceeded", "rate_limit_error") for name in ("type", "code"))
-
-
-def retry_after_s(error: BaseException) -> float:
-    """Return how many seconds a provider asks to wait; 0 where it does not."""
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if headers is None:
-        return 0.0
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return _bounded(float(value) * unit_s)
-        except ValueError:
-            pass
-        try:
-            return _bounded(parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError, OverflowError):
-            pass
-    return 0.0
-
-
-def _bounded(after_s: float) -> float:
-    return min(after_s, RETRY_AFTER_MAX_S) if after_s > 0 else 0.0  # NaN is 0, too
