@@ -68,13 +68,16 @@ def schedule(at: str | None, delay: str | None, now: datetime) -> datetime | Non
     if at is not None and delay is not None:
         raise Refused("--at and --in exclude each other")
     if delay is not None:
-        return now + timedelta(seconds=duration_s(delay, "--in"))
+        try:
+            return now + timedelta(seconds=duration_s(delay, "--in"))
+        except OverflowError:
+            raise Refused(f"--in {delay} is behind the year 9999") from None
     if at is None:
         return None
     try:
         # Without a zone it is the time on this machine's clock.
         return datetime.fromisoformat(at).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Refused(f'--at {at!r} is not a time: write "2026-11-22T08:00" or "2026-11-22T08:00+01:00"') from None
 
 

@@ -166,5 +166,9 @@ def used(usage: Usage) -> str:
 
 
 def local(time: datetime) -> str:
-    """Return a time in the zone of this machine."""
-    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    """Return a time in the zone of this machine; in its own where there is none, at the ends of the calendar."""
+    try:
+        time = time.astimezone()
+    except OverflowError:
+        pass
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z")

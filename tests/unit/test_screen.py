@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -37,7 +38,7 @@ from onward.v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_QUEUED, RUN_STATE_SUCC
 from onward.views import View
 from onward_cli.lines import Lines
 from onward_cli.screen import HELD_MAX, Screen
-from onward_cli.wording import cropped, duration, printable
+from onward_cli.wording import cropped, duration, local, printable
 
 RUN = Run(run_id="run-1", workflow="blog_post", create_time=Timestamp(seconds=100))
 NOW = datetime.fromtimestamp(112.3, UTC)
@@ -452,3 +453,17 @@ def test_a_lost_connection_is_told_as_long_as_it_lasts() -> None:
     plain.connection(Unavailable("nobody is\nthere"))
     plain.connection(None)
     assert (written, warned) == ([], ["connection lost, resuming: nobody is there"])
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "UTC"])
+@pytest.mark.parametrize("year", [1, 9999])
+def test_times_at_the_ends_of_the_calendar_are_shown(monkeypatch: pytest.MonkeyPatch, zone: str, year: int) -> None:
+    """A deadline that no time can tell is the last one there is, which has no form in some zones."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        last = datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC) if year > 1 else datetime(1, 1, 1, tzinfo=UTC)
+        assert local(last)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
