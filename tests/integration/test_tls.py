@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +12,11 @@ import grpc
 import httpx2
 import pytest
 from tests.certificates import Authority, Issued
-from tests.gateway import begun, serve_workflow
+from tests.gateway import begun, gather, serve_workflow
 
 from onward import Client, errors
+from onward.v1.scheduler_service_pb2 import ListExecutorsRequest
+from onward.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from onward_gateway import app as gateway_app
 from onward_gateway.app import Doors
 from onward_gateway.settings import Settings as GatewaySettings
@@ -21,7 +24,7 @@ from onward_runlog.store import Store
 from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
 from onward_serving import health
-from onward_serving.tls import PEER_NAME, Certificate, Peers, TlsInvalid, certificate
+from onward_serving.tls import NAMED, PEER_NAME, Certificate, Peers, TlsInvalid, certificate
 
 
 @pytest.fixture
@@ -191,14 +194,21 @@ async def test_services_know_each_other_by_their_authority(
     """
     await serve_workflow(store)
     peers = peers_of(authority)
-    strangers = [Peers(), peers_of(Authority(tmp_path / "other", "other"))]
+    others = peers_of(Authority(tmp_path / "other", "other"))
+    strangers = [Peers(), others, dataclasses.replace(others, ca=authority.ca)]
     half = peers_of(authority, "elsewhere.example", "elsewhere")
     settings = SchedulerSettings(redis_url=redis_url, listen="127.0.0.1:0", peers=peers)
     async with scheduler_app.opened(settings) as scheduler:
-        assert await asyncio.to_thread(health.status, scheduler.address, peers) == "SERVING"
-        for stranger in strangers:
-            assert await asyncio.to_thread(health.status, scheduler.address, stranger) != "SERVING"
-        for known, answered in [(peers, True), *((stranger, False) for stranger in strangers)]:
+        told = await gather([asyncio.to_thread(health.status, scheduler.address, one) for one in (peers, *strangers)])
+        assert [answer == "SERVING" for answer in told] == [True, False, False, False]
+        nobody = grpc.aio.secure_channel(
+            scheduler.address, grpc.ssl_channel_credentials(authority.ca.read_bytes()), options=[NAMED]
+        )
+        async with nobody:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await SchedulerServiceStub(nobody).ListExecutors(ListExecutorsRequest(), timeout=10)
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE, "it knows the authority, and shows nothing"
+        for known, answered in [(peers, True), (strangers[-1], False)]:
             gate = GatewaySettings(
                 redis_url=redis_url,
                 schedulers=(scheduler.address,),
