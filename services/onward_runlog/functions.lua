@@ -1079,13 +1079,26 @@ local function budget_expire(budget)
 end
 
 -- When a call can go, in ms from now; what those before it in line need stays for them, as far as the buckets hold it.
+-- Beyond a full bucket the line is not read but counted, however long it is: they need what those before them do.
+local LINE_PAGE = 100
+
+local function budget_before(budget, limits, call)
+  local key, tag = budget.key .. ':line', '(' .. string.format('%.17g', call.tag)
+  local tokens, read = 0, 0
+  repeat
+    local before = redis.call('ZRANGEBYSCORE', key, '-inf', tag, 'LIMIT', read, LINE_PAGE)
+    for _, member in ipairs(before) do tokens = tokens + tonumber(string.match(member, '^%d+')) end
+    read = read + #before
+    if #before < LINE_PAGE then return tokens, read end
+  until (not limits.tokens or tokens > limits.tokens.full) and (not limits.requests or read > limits.requests.full)
+  local all = redis.call('ZCOUNT', key, '-inf', tag)
+  return tokens * all / read, all
+end
+
 local function budget_delay(budget, limits, call)
   local tokens, requests = limits.tokens and math.min(call.tokens, limits.tokens.full) or call.tokens, 1
-  local before = redis.call('ZRANGEBYSCORE', budget.key .. ':line', '-inf', '(' .. string.format('%.17g', call.tag))
-  for _, member in ipairs(before) do
-    tokens = tokens + tonumber(string.match(member, '^%d+'))
-  end
-  requests = requests + #before
+  local before, count = budget_before(budget, limits, call)
+  tokens, requests = tokens + before, requests + count
   local delay = math.max(0, budget['until'] - budget.now)
   for kind, needed in pairs { tokens = tokens, requests = requests } do
     local limit = limits[kind]

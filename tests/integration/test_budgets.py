@@ -63,6 +63,26 @@ async def test_calls_go_until_the_budget_is_used_and_then_at_the_rate_of_its_lim
         assert delay_s == pytest.approx(60 * (0.05 + number * 0.1), abs=0.5)
 
 
+async def test_a_long_line_costs_the_store_no_more_than_a_short_one(store: Store, budgets: RedisBudgets) -> None:
+    """What is beyond a full bucket is counted and not read; the time that is told is about right all the same."""
+
+    async def cost_us(number: int) -> float:
+        await store.command("CONFIG", "RESETSTAT")
+        for again in range(20):
+            await ask(budgets, caller(f"c{number + again}"))
+        stats = bytes(await store.command("INFO", "commandstats")).decode()
+        [line] = [line for line in stats.splitlines() if line.startswith("cmdstat_fcall:")]
+        return float(line.partition("usec_per_call=")[2].partition(",")[0])
+
+    await asyncio.gather(*(ask(budgets, caller(f"c{number}")) for number in range(200)))
+    short = min([await cost_us(number) for number in (200, 220, 240)])
+    await asyncio.gather(*(ask(budgets, caller(f"c{number}")) for number in range(260, 4_000)))
+    long = min([await cost_us(number) for number in (4_000, 4_020, 4_040)])
+    assert long < 4 * short, (long, short)
+    delay_s = await ask(budgets, caller("last"))
+    assert delay_s == pytest.approx(60 * (0.05 + (4_060 - 9) * 0.1), abs=60)
+
+
 async def test_requests_are_limited_like_tokens(budgets: RedisBudgets) -> None:
     """Whichever is scarcer."""
     assert [await ask(budgets, caller(f"c{n}"), 1, requests=2) for n in range(2)] == [0, pytest.approx(3, abs=0.2)]
