@@ -413,8 +413,9 @@ def _chat_events(seen: Seen, reply: Reply) -> list[tuple[int, dict[str, Any]]]:
                 ]
             },
         )
-        for at in range(0, len(arguments), 5):
-            add(-1, {"tool_calls": [{"index": 0, "function": {"arguments": arguments[at : at + 5]}}]})
+        size = max(5, len(arguments) // 200)
+        for at in range(0, len(arguments), size):
+            add(-1, {"tool_calls": [{"index": 0, "function": {"arguments": arguments[at : at + size]}}]})
     else:
         for said, word in enumerate(_pieces(reply.text)):
             add(said, {"content": word})

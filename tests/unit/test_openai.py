@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from tests.provider import Provider, Reply, serving
 
 from onward import component, secrets, testing, tracing, workflow
+from onward.log import EVENT_BYTES_MAX
 from onward.openai import AsyncOpenAI, AuthenticationError, BadRequestError, OpenAI, RateLimitError
 from onward.v1.event_pb2 import (
     CHANNEL_REASONING,
@@ -331,6 +332,24 @@ async def test_text_reasoning_and_tool_calls_are_shown_on_their_channels(
     assert (first.text, first.reasoning, first.tools) == ("Hello dear", "let me see", [])
     assert (second.text, second.tools) == ("", [{"id": "call-1", "name": "add", "arguments": {"a": 1, "b": 2}}])
     assert {one.channel for one in deltas(result.events)} == {CHANNEL_TEXT, CHANNEL_REASONING, CHANNEL_TOOL}
+
+
+async def test_a_tool_call_that_is_too_long_for_the_log_is_shown_by_its_size(
+    provider: Provider, client: AsyncOpenAI
+) -> None:
+    """Its caller has all of it, the first time as on replay."""
+    arguments = json.dumps({"text": "x" * EVENT_BYTES_MAX})
+    provider.default = Reply(tool=("write", arguments), finish="tool_calls")
+
+    async def body() -> bool:
+        stream = await client.chat.completions.create(model="m", messages=HI, stream=True)
+        calls = [call async for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
+        return "".join(call.function.arguments or "" for call in calls if call.function) == arguments
+
+    result = await run(body)
+    assert result.output is True
+    [shown] = [one.value for one in deltas(result.events) if one.channel == CHANNEL_TOOL]
+    assert (shown.data, shown.size > EVENT_BYTES_MAX) == (b"", True)
 
 
 async def test_a_response_shows_the_same(provider: Provider, client: AsyncOpenAI) -> None:

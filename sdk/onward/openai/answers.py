@@ -14,8 +14,9 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from onward.journal import inline, text_deltas
+from onward.log import INLINE_BYTES_MAX
 from onward.v1.event_pb2 import CHANNEL_REASONING, CHANNEL_TEXT, CHANNEL_TOOL, Channel, OutputDelta
-from onward.v1.run_pb2 import Usage
+from onward.v1.run_pb2 import Payload, Usage
 
 DONE = b"data: [DONE]"
 
@@ -254,7 +255,8 @@ class Answer:
     def _tool(self, key: tuple[object, ...], id: str, name: str, arguments: str) -> OutputDelta:
         self.begun = True
         call = to_json({"id": id, "name": name, "arguments": _json_or_text(arguments)})
-        return OutputDelta(channel=CHANNEL_TOOL, part=self._part(key), value=inline(call))
+        value = inline(call) if len(call) <= INLINE_BYTES_MAX else Payload(size=len(call))
+        return OutputDelta(channel=CHANNEL_TOOL, part=self._part(key), value=value)
 
     def _part(self, key: tuple[object, ...]) -> int:
         return self.parts.setdefault(key, len(self.parts))
