@@ -7,10 +7,17 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.provider import Reply, serving
 from tests.proxy import proxy_to
 from tests.runlog import all_keys, eventually
 
+from onward import workflow
 from onward.budgets import Caller, Limit
+from onward.engine import Attempt
+from onward.memory import MemoryRun
+from onward.openai import AsyncOpenAI, Budget
+from onward.v1.event_pb2 import ATTEMPT_CAUSE_STARTED
+from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run
 from onward_runlog import keys
 from onward_runlog.budgets import RedisBudgets
 from onward_runlog.store import Store, open_store
@@ -288,3 +295,44 @@ async def test_a_store_that_refuses_is_budgets_that_do_not_answer(store: Store) 
     await store.command("SET", f"{base}:budget:{NAME}", "no hash")
     with pytest.raises(ConnectionError, match="do not answer"):
         await ask(RedisBudgets(store), caller("c"))
+
+
+async def test_calls_of_two_namespaces_are_two_calls_also_where_their_runs_have_one_name(
+    budgets: RedisBudgets,
+) -> None:
+    """Callers name runs, and a key of a provider's may be everybody's: nobody goes on another's reservation."""
+    gate = asyncio.Event()
+
+    async with (
+        serving() as provider,
+        AsyncOpenAI(base_url=provider.url, api_key="key", budget=Budget(requests=2, per="1h")) as client,
+    ):
+        provider.default = Reply(gate=gate)
+
+        @workflow
+        async def ask_model() -> str:
+            made = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+            return made.choices[0].message.content or ""
+
+        async def attempt(namespace: str) -> MemoryRun:
+            memory = MemoryRun()
+            await Attempt(
+                ask_model,
+                run=Run(run_id="daily", namespace=namespace, workflow=ask_model.name),
+                log=memory.begin(),
+                attempt=1,
+                cause=ATTEMPT_CAUSE_STARTED,
+                executor_id="e",
+                deployment="d",
+                budgets=budgets,
+            ).run()
+            return memory
+
+        first = asyncio.create_task(attempt("a"))
+        await provider.until(lambda provider: len(provider.requests) == 1)
+        async with asyncio.timeout(20):  # as long as the first is under way
+            second = await attempt("b")
+        assert second.state == RUN_STATE_WAITING, "there is a request for one, and it is under way"
+        assert len(provider.requests) == 1
+        gate.set()
+        assert (await first).state == RUN_STATE_SUCCEEDED

@@ -66,7 +66,7 @@ class Admission:
         self._breakers = this.journal.breakers
         self._this = this
         self._outage_s = outage_s
-        self._call = f"{this.journal.run_id}/{this.id}/{this.number}"
+        self._call = f"{this.journal.namespace}/{this.journal.run_id}/{this.id}/{this.number}"
         self._budget = None if this.journal.budgets is None else Reservation(this, self._call, asked or {})
         self._breaker = ""
         """That of who is asked; empty where there is none, or it was told how that went."""
