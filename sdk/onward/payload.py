@@ -34,10 +34,12 @@ class Blob:
 def encode(value: object) -> Payload:
     """Return `value` as JSON. Dataclasses, pydantic models, datetimes and sets become what pydantic makes of them.
 
+    Bytes become base64url: that is what workflows and signals whose type is bytes are made of.
+
     Raises:
         ValueError: The value has no JSON form.
     """
-    data = to_json(value)
+    data = to_json(value, bytes_mode="base64")
     return Payload(media_type=JSON, data=data, size=len(data))
 
 

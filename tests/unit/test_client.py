@@ -27,6 +27,7 @@ from onward.blocking import LoopThread
 from onward.client import Client, SyncClient
 from onward.gateways import Gateways
 from onward.payload import encode
+from onward.signature import Signature, adapter_of, value_of
 from onward.v1 import gateway_service_pb2 as pb
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward.v1.event_pb2 import CHANGE_PATCH, CHANGE_SET, Event, OutputDelta, Published, Rollback, RunStateChanged
@@ -254,6 +255,21 @@ async def test_starting_names_the_workflow_and_its_input() -> None:
     assert len(request.request_id) == 32
     assert (named.workflow, named.request_id, json.loads(named.input.data)) == ("blog", "mine", {})
     assert not named.HasField("schedule_time")
+
+
+async def test_bytes_arrive_as_they_are() -> None:
+    """In an input as in a signal; whether they are text or not."""
+
+    async def upload(raw: bytes) -> None: ...
+
+    gateway = Gateway()
+    gateway.answers += [pb.StartRunResponse(run=Run(run_id="r1")), pb.SignalRunResponse(offset=1)]
+    async with talking(gateway) as client:
+        await client.start("upload", {"raw": b"abcd"})
+        await client.signal("r1", "more", b"\xfb\xff\xfe")
+    started, signalled = gateway.requests
+    assert Signature(upload).load_input(started.input.data) == ([], {"raw": b"abcd"})
+    assert value_of(adapter_of(bytes), signalled.value.data, strict=True) == b"\xfb\xff\xfe"
 
 
 async def test_a_start_that_nobody_answered_is_repeated_as_the_same_request() -> None:
