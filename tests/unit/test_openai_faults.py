@@ -421,6 +421,17 @@ async def test_where_all_are_down_there_are_rounds(two: tuple[Provider, Provider
     assert [delay.ToTimedelta().total_seconds() > 0 for delay in delays] == [False, True, False]
 
 
+async def test_no_other_provider_is_asked_when_the_time_of_all_tries_is_up(
+    two: tuple[Provider, Provider], either: AsyncOpenAI
+) -> None:
+    """As no further try of the same one is."""
+    first, second = two
+    first.default = Reply(status=503, delay_s=0.3)
+    result = await run(lambda: outcome(whole, either.with_policy(total="0.2s")))
+    assert result.output[0] == "InternalServerError"
+    assert (len(first.requests), len(second.requests)) == (1, 0)
+
+
 async def test_another_provider_takes_over_a_broken_stream(two: tuple[Provider, Provider], either: AsyncOpenAI) -> None:
     """In the next try of the component that was reading; what it had shown is rolled back, and the log says why."""
     first, _ = two

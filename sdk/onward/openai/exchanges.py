@@ -540,16 +540,16 @@ class Exchange(Flow):
 
     def _delay_s(self, failed: Failed, *, excused: bool) -> float | None:
         """Return how long to wait before the next try, None where there is none."""
-        if failed.elsewhere and self._providers is not None and self._provider is not None:
-            self._providers.failed(self._provider)
-            if self._left:
-                return 0.0
-        if not failed.again:
-            return None
         retry = self.call.policy.retry
         assert self._standing is not None
         elapsed_s = time.monotonic() - self._standing.began
         in_time = retry.total_s is None or elapsed_s < retry.total_s
+        if failed.elsewhere and self._providers is not None and self._provider is not None:
+            self._providers.failed(self._provider)
+            if self._left:
+                return 0.0 if in_time else None
+        if not failed.again:
+            return None
         if excused:
             # The breaker tells when to ask again, and that nobody is answered is no failure of this call.
             return 0.0 if in_time else None
