@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onward.v1.run_pb2 import Usage
@@ -84,6 +84,6 @@ def _priced(model: str, url: str) -> tuple[Provider, ModelInfo] | None:
     return None
 
 
-@cache
+@lru_cache(1024)
 def _note_unknown(model: str) -> None:
     logger.info("no price is known for the model %s: its calls count as free", model)
