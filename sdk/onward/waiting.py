@@ -26,6 +26,7 @@ from onward.journal import NOTHING, inline, seen
 from onward.log import RESERVED
 from onward.past import Record
 from onward.replay import Diverged
+from onward.secrets import masked
 from onward.signature import adapter_of, schema_of, value_of
 from onward.turns import NEVER
 from onward.v1.event_pb2 import WAIT_KIND_SIGNAL, WAIT_KIND_TIMER, InputRequested, WaitKind
@@ -113,7 +114,7 @@ async def request_input(name: str, type: Any = Any, *, prompt: str = "", timeout
     if len(prompt) > PROMPT_CHARS_MAX:
         raise ValueError(f"a prompt has at most {PROMPT_CHARS_MAX} characters, not {len(prompt)}")
     schema = b"" if type is Any else to_json(schema_of(type))
-    request = InputRequested(name=name, prompt=prompt, schema=inline(schema) if schema else None)
+    request = InputRequested(name=name, prompt=masked(prompt), schema=inline(schema) if schema else None)
     return await _signal("onward.request_input", name, type, timeout, request)
 
 

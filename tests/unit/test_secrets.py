@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+import onward
 from onward import ComponentError, component, publish, secrets, status, testing, tracing, workflow
 
 CANARY = secrets.register('canary-"tür"-0123456789')
@@ -147,3 +148,17 @@ async def test_a_secret_that_a_status_would_cut_or_join_is_masked_as_well() -> N
     first, second = (await testing.run(flow)).statuses
     assert first == f"With {secrets.MASK}"
     assert second == "x" * 990 + secrets.MASK
+
+
+async def test_a_question_does_not_tell_a_secret() -> None:
+    """Whoever follows the run reads it."""
+
+    @workflow
+    async def flow() -> bool:
+        return await onward.request_input("answer", bool, prompt=f"Is it {CANARY}?")
+
+    with testing.signals({"answer": True}):
+        result = await testing.run(flow)
+    [asked] = [event.input_requested for event in result.events if event.HasField("input_requested")]
+    assert asked.prompt == f"Is it {secrets.MASK}?"
+    assert_clean(str(result.events))
