@@ -391,6 +391,21 @@ async def test_where_one_provider_fails_the_next_answers_at_once(
     assert b'"provider":"two"' in finished.output.data
 
 
+async def test_no_provider_hears_of_anothers_account(two: tuple[Provider, Provider], providers: Providers) -> None:
+    """Not by a key in a header of any name, nor by a cookie that another one has set."""
+    first, second = two
+    async with AsyncOpenAI(providers=providers, default_headers={"x-api-key": "canary-third-key"}) as client:
+
+        async def body() -> list[str]:
+            answered = await whole(client)
+            first.default = Reply(status=503)
+            return [answered, await whole(client)]
+
+        assert (await run(body)).output == ["from the first", "from the second"]
+    assert "x-api-key" not in second.requests[0].headers
+    assert "cookie" not in second.requests[0].headers
+
+
 async def test_a_bad_request_is_nobody_elses(two: tuple[Provider, Provider], either: AsyncOpenAI) -> None:
     first, second = two
     first.script(Reply(status=400))

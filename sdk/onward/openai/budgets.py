@@ -30,7 +30,7 @@ ANSWER_TOKENS = 1_000
 BYTES_PER_TOKEN = 4
 
 _WINDOWS_S = (60.0, 3_600.0, 86_400.0)
-_ACCOUNT = ("authorization", "api-key", "x-api-key", "openai-organization", "openai-project")
+ACCOUNT = ("authorization", "api-key", "x-api-key", "openai-organization", "openai-project")
 """Headers that tell whose limits hold."""
 _BLOB = re.compile(rb";base64,[A-Za-z0-9+/=_-]*")
 _PART = re.compile(r"([\d.]+)(ms|d|h|m|s)")
@@ -165,7 +165,7 @@ _UNDECLARED = Budget()
 
 def account(headers: httpx2.Headers) -> tuple[str, ...]:
     """Return what tells whose limits hold for a request."""
-    return tuple(headers.get(name, "") for name in _ACCOUNT)
+    return tuple(headers.get(name, "") for name in ACCOUNT)
 
 
 def estimate(request: httpx2.Request, body: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ import httpx2
 from pydantic_core import from_json, to_json
 
 from onward import secrets
-from onward.openai.budgets import Budgeted
+from onward.openai.budgets import ACCOUNT, Budgeted
 
 SIT_OUT_S = 10.0
 """How long a provider that failed comes after the others, in this process."""
@@ -57,9 +57,8 @@ class Provider:
         mine = httpx2.URL(self.base_url)
         url = mine.copy_with(raw_path=mine.raw_path.rstrip(b"/") + b"/" + path.lstrip(b"/"))
         headers = httpx2.Headers(request.headers)
-        # Names of an account, and keys of somebody else.
-        for name in ("host", "authorization", "api-key", "openai-organization", "openai-project"):
-            headers.pop(name, None)
+        for name in ("host", "cookie", *ACCOUNT):
+            headers.pop(name, None)  # They may be somebody else's.
         if self.api_key:
             headers["authorization"] = f"Bearer {self.api_key}"
         headers.update(self.headers)
