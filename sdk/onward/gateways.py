@@ -118,14 +118,20 @@ class Gateways:
 
         Raises:
             RequestError: It was refused, or nobody answered.
+            RuntimeError: The client was closed.
         """
         patience = self.patience()
         while True:
             address = self.address
+            cancelled = _cancellation()
             try:
                 return await method(self.stub)(request, timeout=timeout_s, metadata=[*self._credentials, *metadata])
             except grpc.aio.AioRpcError as failure:
                 error = error_of(failure)
+            except asyncio.CancelledError:
+                if cancelled() or not self._closed:
+                    raise
+                raise RuntimeError("the client is closed") from None
             if not isinstance(error, Unavailable):
                 raise error
             self.leave(address)
@@ -188,8 +194,7 @@ class Stream(Generic[Request, Answer]):
             Unavailable: The stream was cut, or was silent for too long.
             RequestError: The server ended it with another error.
         """
-        task = asyncio.current_task()
-        cancellations = task.cancelling() if task is not None else 0
+        cancelled = _cancellation()
         # Not asyncio.timeout() around the read, which leaks in grpc (43360); and only while reading: a slow reader is
         # no silence of the server.
         alarm = asyncio.get_running_loop().call_later(self._silence_s, self._give_up)
@@ -200,8 +205,7 @@ class Stream(Generic[Request, Answer]):
         except asyncio.CancelledError:
             # Either the call was cancelled, by the alarm or because the client was closed, or this task was. That may
             # have been before it came here: a signal handler (Ctrl-C) cancels it in the middle of whatever it does.
-            called_off = self._silent or self._disconnected()
-            if not called_off or task is None or task.cancelling() > cancellations:
+            if cancelled() or not (self._silent or self._disconnected()):
                 raise
             why = f"was silent for {self._silence_s:g} s" if self._silent else "was disconnected"
             raise Unavailable(f"{self._address} {why}") from None
@@ -216,6 +220,13 @@ class Stream(Generic[Request, Answer]):
     def _give_up(self) -> None:
         self._silent = True
         self._call.cancel()
+
+
+def _cancellation() -> Callable[[], bool]:
+    """Return what tells whether the running task was cancelled from now on, and not merely what it awaits."""
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    return lambda: task is None or task.cancelling() > before
 
 
 class Patience:

@@ -885,6 +885,26 @@ async def test_a_reader_that_is_cancelled_before_it_reads_on_is_cancelled() -> N
         assert reading.cancelled()
 
 
+async def test_closing_the_client_ends_its_calls_with_an_error() -> None:
+    """Who waits for an answer was not cancelled, and a group of tasks would hide that."""
+    gateway = Gateway()
+    asked = asyncio.Event()
+
+    async def freeze(request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    gateway.GetRun = freeze  # type: ignore[method-assign]
+    async with serving(gateway) as (address, _):
+        client = Client(address)
+        task = asyncio.create_task(client.get("r"))
+        await asked.wait()
+        await client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await task
+
+
 async def test_closing_the_client_ends_its_streams_with_an_error() -> None:
     """A reader in another task learns of it."""
     gateway = Gateway(events=9)
