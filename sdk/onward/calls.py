@@ -11,7 +11,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, NoReturn
@@ -27,7 +27,7 @@ from onward.instance import Entered, Instance, Scope, leave
 from onward.journal import NOTHING, SEEN_BYTES_MAX, seen
 from onward.limits import UNLIMITED, Limits, total_timeout, try_timeout, within
 from onward.past import DELTAS, ITEMS, Places
-from onward.replay import Diverged
+from onward.replay import Diverged, Replay
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
 from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
 from onward.turns import NEVER
@@ -240,13 +240,19 @@ async def recorded_items(call: Call, instance: Instance) -> list[tuple[int, Any]
         await journal.unreadable(instance, error)
 
 
-@contextmanager
-def working(instance: Instance) -> Iterator[None]:
+def working(instance: Instance) -> AbstractContextManager[None]:
     """Note while the block runs that something goes on which is not replay."""
     replay = instance.journal.replay
     if replay is None or (instance.record is not None and instance.record.called_offset):
-        yield
-        return
+        return _UNNOTED
+    return _living(replay)
+
+
+_UNNOTED = nullcontext()
+
+
+@contextmanager
+def _living(replay: Replay) -> Iterator[None]:
     replay.live += 1
     try:
         yield

@@ -339,17 +339,19 @@ class MemoryLog:
                 self._refusal = LogFull("the log is at its limit")
             if self._refusal is None:
                 self._unsent.popleft()
+                self._unsent_bytes -= len(data)
                 if data:
                     run.write(data, attempt=self.attempt)
                 if usage is not None:
                     add_usage(run.usage, usage)
-                run.memo.update(memo or {})
+                if memo:
+                    run.memo.update(memo)
                 run.ask(outbox)
                 if data and (run.last_offset == self._dies_after or (not self._dies_before and self._is_here(data))):
                     run.lose()
         if self._refusal is not None:
             self._unsent.clear()
-        self._unsent_bytes = sum(len(data) for data, *_ in self._unsent)
+            self._unsent_bytes = 0
 
     def _is_here(self, data: bytes) -> bool:
         """Tell whether the event is the one at which the executor dies."""

@@ -162,8 +162,8 @@ def _wait_s(value: Any, unit_s: float) -> float:
         wait_s = float(value) * unit_s
     except (TypeError, ValueError, OverflowError):
         try:
-            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
+            wait_s = parsedate_to_datetime(str(value)).timestamp() - time.time()
+        except (ValueError, OverflowError):
             return 0.0
     # NaN is not above 0.
     return min(wait_s, RETRY_AFTER_S_MAX) if wait_s > 0 else 0.0

@@ -7,7 +7,7 @@ what was used. Whatever else is in it passes through to the caller.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,12 +120,14 @@ class Answer:
         finish_reasons: Why it ended, one for each choice.
         usage: Tokens.
         texts: Answer text, piece by piece.
+        shown: Whether anybody sees it as it comes; else `chunk` tells of nothing.
         parts: The number of each of its parts, by where it stands.
     """
 
     def __init__(self, before: Answer | None = None) -> None:
         """Begin one, or go on with one that broke off: its parts keep their numbers, and its text counts."""
         self.known = False
+        self.shown = True
         self.begun = False
         self.complete = False
         self.model = ""
@@ -246,10 +248,12 @@ class Answer:
                 self.complete = True
                 self._finish[0] = kind.removeprefix("response.")
 
-    def _text(self, key: tuple[object, ...], channel: Channel.ValueType, text: str) -> Iterator[OutputDelta]:
+    def _text(self, key: tuple[object, ...], channel: Channel.ValueType, text: str) -> Iterable[OutputDelta]:
         self.begun = True
         if channel == CHANNEL_TEXT:
             self.texts.append(text)
+        if not self.shown:
+            return ()
         return text_deltas(text, channel, self._part(key))
 
     def _tool(self, key: tuple[object, ...], id: str, name: str, arguments: str) -> OutputDelta:

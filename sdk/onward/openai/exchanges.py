@@ -27,10 +27,11 @@ from onward.calls import Call, Failure, Policy, Standing, begin, fail, working
 from onward.durations import text as duration_text
 from onward.failure import component_error, run_error
 from onward.instance import Instance, leave
-from onward.journal import now, seen
+from onward.journal import seen, stamped
 from onward.log import add_usage
 from onward.openai import spans
 from onward.openai.admission import Admission, Candidate, Late
+from onward.openai.alarm import Alarm
 from onward.openai.answers import DONE, Answer, Chunks, ErrorChunk, Splice, Unreadable, data_of, parsed
 from onward.openai.budgets import Budgeted, budget_of
 from onward.openai.policy import ModelPolicy, Stall
@@ -205,6 +206,7 @@ class Exchange(Flow):
         self._sent = 0.0
         self._first_token_s: float | None = None
         self._deadline = 0.0
+        self._alarm = Alarm()
         self._head: dict[str, Any] = {}
         self._head_given: dict[str, Any] = {}
         self._body = b""
@@ -348,6 +350,7 @@ class Exchange(Flow):
     async def _try(self) -> None:
         assert self._this is not None
         self._answer, self._events = Answer(self._before), Chunks()
+        self._answer.shown = self._this.voice
         self._head = {}
         request = self._outgoing
         self._usage.calls += 1
@@ -484,11 +487,10 @@ class Exchange(Flow):
         if not self._wire.interruptible:
             return await work
         try:
-            async with asyncio.timeout(self._deadline - time.monotonic()) as limit:
-                return await work
+            return await self._alarm.within(work, self._deadline)
         except TimeoutError:
-            if not limit.expired():
-                raise
+            if time.monotonic() < self._deadline:
+                raise  # the connection's own
         if self._answer.begun:
             raise Stalled("next", self._policy.between_tokens)
         raise Stalled("first", self._policy.first_token)
@@ -715,7 +717,7 @@ class Exchange(Flow):
                 memo[f"{this.id}/0"] = Piece(0, self._epoch, to_json(self._head)).dump()
             self._pieces += 1
             memo[f"{this.id}/{self._pieces}"] = Piece(len(deltas), self._epoch, b"\n\n".join(self._batch)).dump()
-            events = [Event(create_time=now(), component_id=this.id, output_delta=one) for one in deltas]
+            events = [_event(this.id, one) for one in deltas]
             offset = await journal.append(*events, memo=memo)
             await journal.turns.turn(offset)
         else:
@@ -828,6 +830,7 @@ class Exchange(Flow):
         self._instance.journal.cancelled(self._instance, self._usage)
 
     async def _stop_try(self) -> None:
+        self._alarm.off()
         if self._inner is not None:
             inner, self._inner = self._inner, None
             try:
@@ -836,6 +839,12 @@ class Exchange(Flow):
                 pass  # It is let go of in any case.
         if self._this is not None:
             self._this.ended = True
+
+
+def _event(component_id: str, delta: OutputDelta) -> Event:
+    event = stamped(component_id)
+    event.output_delta.CopyFrom(delta)
+    return event
 
 
 def event_of(event: bytes, body: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from onward.durations import Duration, seconds
 from onward.retry import RetryPolicy
@@ -26,7 +27,7 @@ class Stall:
         if self.tries < 1:
             raise ValueError(f"tries counts the first too: 1 or more, not {self.tries}")
 
-    @property
+    @cached_property
     def after_s(self) -> float:
         """The limit in seconds."""
         return seconds(self.after)

@@ -69,8 +69,12 @@ class LoopWire:
 
     async def next(self, response: httpx2.Response) -> bytes | None:
         if self._parts is None:
-            self._parts = response.aiter_bytes()
-        return await anext(self._parts, None)
+            # What is not encoded need not go through what decodes.
+            self._parts = response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+        try:
+            return await anext(self._parts)
+        except StopAsyncIteration:
+            return None
 
     async def close(self, response: httpx2.Response) -> None:
         await response.aclose()
