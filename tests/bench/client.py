@@ -53,7 +53,7 @@ class Followed:
     Attributes:
         events: How many events.
         messages: How many messages they came in.
-        bytes: Their size in messages, together.
+        bytes: Their size in messages, together; not counted where deltas are times.
         run: As it ended.
         deltas: Of each delta that is a time in nanoseconds, that time and how much later it was here.
     """
@@ -95,20 +95,22 @@ async def _follow(stub: GatewayServiceAsyncStub, run_id: str, got: Followed, *, 
     after = 0
     async for response in stub.SubscribeRun(SubscribeRunRequest(run_id=run_id)):
         got.messages += 1
-        match response.WhichOneof("message"):
-            case "batch":
-                arrived = time.time_ns()
-                batch = response.batch
-                through = after + len(batch.events)
-                got.bytes += batch.ByteSize()
-                if [event.offset for event in batch.events] != list(range(after + 1, through + 1)):
+        if response.HasField("batch"):
+            arrived = time.time_ns()
+            batch = response.batch
+            through = after
+            for event in batch.events:
+                through += 1
+                if event.offset != through:
                     raise Undelivered(f"run {run_id}: what came after offset {after} is not what follows it")
-                if (batch.after_offset, batch.through_offset) != (after, through):
-                    said = f"{batch.after_offset}..{batch.through_offset}"
-                    raise Undelivered(f"run {run_id}: {after}..{through} came as {said}")
-                after = got.events = through
-                if stamped:
-                    times = [int(text) for event in batch.events if (text := event.output_delta.text)]
-                    got.deltas += [(stamp, arrived - stamp) for stamp in times]
-            case "completed":
-                got.run = response.completed.run
+                if stamped and (text := event.output_delta.text):
+                    stamp = int(text)
+                    got.deltas.append((stamp, arrived - stamp))
+            if batch.after_offset != after or batch.through_offset != through:
+                said = f"{batch.after_offset}..{batch.through_offset}"
+                raise Undelivered(f"run {run_id}: {after}..{through} came as {said}")
+            after = got.events = through
+            if not stamped:
+                got.bytes += batch.ByteSize()
+        elif response.HasField("completed"):
+            got.run = response.completed.run

@@ -1,14 +1,22 @@
-"""Rows 3 and 4: output as it is made."""
+"""Rows 3 and 4: output as it is made.
+
+`python -m tests.bench.rows.live LOOP GATEWAY RUNS COUNT` is the client of row 3, in a process of its own: on the event
+loop of the services, which cannot start processes beside gRPC. It prints what it got as JSON.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 import time
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tests.bench.client import Followed, Undelivered, connected, follow, start
 from tests.bench.figures import Figure, Rounds, percentile
-from tests.bench.processes import cpu_by_process
+from tests.bench.processes import ROOT, cpu_by_process
 
 if TYPE_CHECKING:
     from tests.bench.processes import Suite
@@ -30,6 +38,21 @@ STARTING = 20
 SETTLE_NS = 500_000_000
 
 
+@dataclass(frozen=True)
+class Live:
+    """What the client of many live runs got.
+
+    Attributes:
+        lags: Of each delta that was made while all runs were live, how late it was, in milliseconds.
+        messages: How many messages all events came in.
+        cpu_s: The processor time that it used.
+    """
+
+    lags: list[float]
+    messages: int
+    cpu_s: float
+
+
 async def deltas(setting: Setting) -> list[Figure]:
     """Row 3: many live runs, each with one subscriber."""
     figures = []
@@ -39,12 +62,16 @@ async def deltas(setting: Setting) -> list[Figure]:
         for suite in setting.both(0):
             count = int(length_s * 1000 / PERIOD_MS)
             before = cpu_by_process(suite)
-            some = lags[suite.name] = await _live(suite, runs, count)
+            got = await _client(setting.loop, suite, runs, count)
+            some = lags[suite.name] = got.lags
             costs = {name: value - before[name] for name, value in cpu_by_process(suite).items()}
+            costs["client"] = got.cpu_s
+            costs["all"] = sum(costs.values())
             cost = ", ".join(f"{name} {value / runs / count * 1e6:.0f}" for name, value in costs.items())
             setting.say(
                 f"row 3, {suite.name}, {runs} runs: p50 {percentile(some, 50):.1f} ms, "
-                f"p99 {percentile(some, 99):.1f} ms of {len(some):,} deltas; processor time of a delta, in µs: {cost}"
+                f"p99 {percentile(some, 99):.1f} ms of {len(some):,} deltas, {runs * count / got.messages:.2f} in a "
+                f"message; processor time of a delta, in µs: {cost}"
             )
         for percent, limit in ((50, p50_max), (99, p99_max)):
             mine, theirs = (percentile(lags[name], percent) for name in ("engine", "floor"))
@@ -63,28 +90,18 @@ async def deltas(setting: Setting) -> list[Figure]:
     return figures
 
 
-async def _live(suite: Suite, runs: int, count: int) -> list[float]:
-    """Return the lag in milliseconds of each delta that was made while all runs were live."""
-    starting = asyncio.Semaphore(STARTING)
-    begin_s = time.time() + LEAD_S + runs / STARTS_PER_S
-    async with connected(suite.gateway) as stub:
-
-        async def one(number: int) -> Followed:
-            begin = begin_s + PERIOD_MS / 1000 * number / runs
-            async with starting:
-                run_id = await start(stub, "deltas", begin=begin, count=count, period_ms=PERIOD_MS)
-            got = await follow(stub, run_id, stamped=True)
-            if got.events != count + OTHER_EVENTS or len(got.deltas) != count:
-                raise Undelivered(f"run {run_id}: {len(got.deltas)} deltas of {count} in {got.events} events")
-            return got
-
-        followed = await asyncio.gather(*(one(number) for number in range(runs)))
-    begin = max(got.deltas[0][0] for got in followed) + SETTLE_NS
-    end = min(got.deltas[-1][0] for got in followed)
-    lags = [lag / 1e6 for got in followed for stamp, lag in got.deltas if begin <= stamp < end]
-    if not lags:
-        raise RuntimeError(f"{suite.name}: the first of {runs} runs had ended before the last one began")
-    return lags
+async def _client(loop: str, suite: Suite, runs: int, count: int) -> Live:
+    """Have a client follow so many runs, each of so many deltas."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench.rows.live", loop, suite.gateway, str(runs), str(count)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, told = await process.communicate()
+    if process.returncode:
+        raise Undelivered(f"{suite.name}: {told.decode().strip().splitlines()[-1]}")
+    return Live(**json.loads(printed))
 
 
 async def audience(setting: Setting) -> list[Figure]:
@@ -115,3 +132,47 @@ async def _watched(suite: Suite, subscribers: int, count: int) -> float:
             if got.events != count + OTHER_EVENTS:
                 raise Undelivered(f"run {run_id} has {got.events} events, not {count + OTHER_EVENTS}")
         return time.perf_counter() - began
+
+
+# In a process of its own
+
+
+async def _live(gateway: str, runs: int, count: int) -> Live:
+    before_s = sum(os.times()[:2])
+    starting = asyncio.Semaphore(STARTING)
+    begin_s = time.time() + LEAD_S + runs / STARTS_PER_S
+    async with connected(gateway) as stub:
+
+        async def one(number: int) -> Followed:
+            begin = begin_s + PERIOD_MS / 1000 * number / runs
+            async with starting:
+                run_id = await start(stub, "deltas", begin=begin, count=count, period_ms=PERIOD_MS)
+            got = await follow(stub, run_id, stamped=True)
+            if got.events != count + OTHER_EVENTS or len(got.deltas) != count:
+                raise Undelivered(f"run {run_id}: {len(got.deltas)} deltas of {count} in {got.events} events")
+            return got
+
+        followed = await asyncio.gather(*(one(number) for number in range(runs)))
+    begin = max(got.deltas[0][0] for got in followed) + SETTLE_NS
+    end = min(got.deltas[-1][0] for got in followed)
+    lags = [lag / 1e6 for got in followed for stamp, lag in got.deltas if begin <= stamp < end]
+    if not lags:
+        raise RuntimeError(f"the first of {runs} runs had ended before the last one began")
+    return Live(lags, sum(got.messages for got in followed), sum(os.times()[:2]) - before_s)
+
+
+def main() -> None:
+    """Be the client of row 3."""
+    loop, gateway, runs, count = sys.argv[1:]
+    work = _live(gateway, int(runs), int(count))
+    if loop == "uvloop":
+        import uvloop  # only where it is there
+
+        got = uvloop.run(work)
+    else:
+        got = asyncio.run(work)
+    print(json.dumps(asdict(got)))
+
+
+if __name__ == "__main__":
+    main()
