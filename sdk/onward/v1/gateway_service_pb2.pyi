@@ -162,7 +162,7 @@ class StartRunRequest(_message.Message):
     @_builtins.property
     def run_timeout(self) -> _duration_pb2.Duration:
         """run_timeout bounds the whole run, waiting and queueing included, from acceptance or schedule_time. Unset means the workflow's
-        own, or none: runs of days are normal.
+        own, or none: runs of days are normal. One that would end after the year 9999 ends with it.
         """
 
     @_builtins.property
@@ -729,7 +729,7 @@ class Position(_message.Message):
     on_gap: Global___GapPolicy.ValueType
     """on_gap says what to do when events after the position were trimmed."""
     log_id: _builtins.str
-    """log_id makes a read by after_offset fail with LOG_REBUILT as a cursor does. Empty does not check."""
+    """log_id makes a read fail with LOG_REBUILT where the log is another one, as a cursor does. Empty does not check."""
     def __init__(
         self,
         *,
