@@ -30,6 +30,9 @@ LOST_PAUSE_S = 0.1
 SILENCE = 0.5
 """Part of a lease after which a store that says nothing is asked over another connection: the lease holds still."""
 
+SILENCE_MIN_S = 1.0
+"""But a store that is slow for so long is not to be left for that."""
+
 LOOK_S = 0.05
 """How often it is asked whether the loop has turned."""
 
@@ -143,7 +146,7 @@ class Heartbeat:
         return redis.Redis.from_url(
             self._store.url,
             retry=Retry(NoBackoff(), 0),
-            socket_timeout=ttl_s * SILENCE,
+            socket_timeout=min(ttl_s, max(ttl_s * SILENCE, SILENCE_MIN_S)),
             socket_connect_timeout=1.0,
             protocol=2,
         )
