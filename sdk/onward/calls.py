@@ -274,7 +274,8 @@ async def succeed(call: Call, instance: Instance, value: Any) -> None:
             call.flight.release()
         await fail(call, instance, error)
     if call.flight is not None:
-        call.flight.keep(b"[%b]" % data if call.signature.kind is Kind.STREAM and isinstance(value, str) else data)
+        is_text = call.signature.kind is Kind.STREAM and isinstance(value, str)
+        call.flight.keep(b"[%b]" % (data if value else b"") if is_text else data)
     output = None if call.policy.private else seen(data)
     memo = None
     if output is None or output.data != data:

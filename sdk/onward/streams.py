@@ -329,7 +329,8 @@ class Flow:
         elif self._items.is_text is False:
             flight.keep(b"[%b]" % b",".join(self._for_cache))
         else:
-            flight.keep(b'["%b"]' % b"".join(data[1:-1] for data in self._for_cache))
+            text = b"".join(data[1:-1] for data in self._for_cache)
+            flight.keep(b'["%b"]' % text if text else b"[]")
 
     async def _next(self) -> Any:
         this, limits, standing = self._this, self.call.policy.limits, self._standing

@@ -475,6 +475,33 @@ async def test_a_stream_that_was_left_is_not_kept(ran: Counter[str]) -> None:
     assert ran["made"] == 2
 
 
+@pytest.mark.parametrize("annotated", [True, False])
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_stream_of_nothing_is_kept_as_that(ran: Counter[str], annotated: bool, read: bool) -> None:
+    """Whether it was read by item or awaited: the next reader gets no item either."""
+
+    async def nothing() -> AsyncIterator[str]:
+        ran["nothing"] += 1
+        return
+        yield
+
+    if not annotated:
+        nothing.__annotations__ = {}
+    kept: Any = component(nothing).cache()
+
+    @workflow
+    async def first() -> Any:
+        return [item async for item in kept()] if read else await kept()
+
+    @workflow
+    async def second() -> list[Any]:
+        return [[item async for item in kept()], await kept()]
+
+    assert (await testing.run(first)).output == ([] if read else "")
+    assert (await testing.run(second)).output == [[], ""]
+    assert ran["nothing"] == 1
+
+
 @pytest.mark.parametrize("streams", [False, True])
 async def test_what_is_too_long_is_not_kept(ran: Counter[str], streams: bool, caplog: pytest.LogCaptureFixture) -> None:
     """And nobody waits for it."""
