@@ -256,6 +256,18 @@ async def test_a_run_goes_again_from_a_component(page: Page, client: Client) -> 
     await expect(page.get_by_role("link", name=run.run_id)).to_be_visible()
 
 
+async def test_a_run_that_goes_on_as_another_leads_there(page: Page, client: Client) -> None:
+    """And that one back."""
+    run = await client.start("chain")
+    await see(page, run)
+    await page.get_by_text("It goes on as").get_by_role("link").click()
+    await expect(page).not_to_have_url(re.compile(run.run_id))
+    await expect(page.locator(".result")).to_contain_text("0")
+    await page.get_by_role("tab", name="Run", exact=True).click()
+    await page.get_by_role("link", name=run.run_id).click()
+    await expect(page).to_have_url(re.compile(run.run_id))
+
+
 async def test_a_run_is_cancelled_after_a_question(page: Page, client: Client, tmp_path: Path) -> None:
     """One click does not end a run."""
     run = await client.start("story", {"gate": str(tmp_path / "never")})

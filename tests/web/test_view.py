@@ -74,6 +74,7 @@ FOLD = """async (text) => {
     return JSON.stringify({
         offset: view.offset, state: view.state, done: view.done, attempt: view.attempt, deployment: view.deployment,
         output: value(decode(view.output)), error: error(view.error), reason: view.reason, waiting: view.waiting,
+        continued_as: view.continuedAs,
         components: [...view.instances()].map(component), child_runs: view.childRuns,
         requests: view.requests.map((one) => ({ ...one, schema: value(one.schema) })),
         events: map(view.events, (list) => list.map(value)), states: map(view.states, value),
@@ -143,6 +144,7 @@ def told(view: View) -> dict[str, Any]:
         "output": value(view.output),
         "error": error(view.error),
         "reason": view.reason,
+        "continued_as": view.continued_as,
         "waiting": waiting
         and {
             "reason": waiting.reason,
@@ -258,13 +260,16 @@ lives = st.one_of(
         errors | st.none(),
     ),
     st.builds(
-        lambda state, output, error, reason: Event(
-            run_state_changed=RunStateChanged(state=state, output=output, error=error, reason=reason)
+        lambda state, output, error, reason, successor: Event(
+            run_state_changed=RunStateChanged(
+                state=state, output=output, error=error, reason=reason, continued_as_run_id=successor
+            )
         ),
         st.sampled_from(list(RunState.values())),
         payloads | st.none(),
         errors | st.none(),
         st.sampled_from(["", "by Ann"]),
+        st.sampled_from(["", "next"]),
     ),
     st.builds(
         lambda number: Event(attempt=number, attempt_started=AttemptStarted(deployment=f"v{number}")), st.integers(1, 4)

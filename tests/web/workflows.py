@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from onward import component, publish, request_input, signal, status, workflow
+from onward import component, continue_as, publish, request_input, signal, status, workflow
 
 BEFORE = "What was said before the gate. "
 AFTER = "What was said after it."
@@ -162,6 +162,14 @@ async def long(components: int = 3_000, tokens: int = 13_995) -> int:
         await read(number)
     await speak(tokens, 0.0)
     return components
+
+
+@workflow
+async def chain(left: int = 1) -> int:
+    """Go on as another run, and give nothing but at the end."""
+    if left:
+        continue_as(chain, left - 1)
+    return left
 
 
 @component

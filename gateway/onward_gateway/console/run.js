@@ -111,6 +111,7 @@ function Head({ following, runId }) {
     ${view.state === "WAITING" && !view.requests.length && html`<p class="notice waiting">Waiting for ${view.waiting?.reason || run?.waiting_for || "something"}${view.waiting?.wakeTime && html`, until <${Moment} time=${view.waiting.wakeTime} /> at the latest`}.</p>`}
     ${view.state === "QUEUED" && html`<p class="notice">${run?.state === "QUEUED" && run.waiting_for ? `Queued: waits for ${run.waiting_for}.` : view.attempt ? "Queued again: the next attempt goes on from the log." : "Queued: no executor has taken it yet."}</p>`}
     ${(view.state === "PAUSED" || view.state === "FAILED") && html`<${Failure} error=${view.error ?? { reason: view.reason }}  />`}
+    ${view.continuedAs && html`<p class="notice">It goes on as <a href=${runPath(view.continuedAs)}>${view.continuedAs}</a>.</p>`}
     ${view.state === "CANCELLED" && view.reason && html`<p class="notice">Cancelled: ${view.reason}</p>`}
     ${following.problem && html`<${Trouble} problem=${following.problem} />`}
   </header>`;
@@ -261,7 +262,7 @@ function Output({ following, onSelect }) {
     )}
     ${view.body.parts.size > 0 && html`<article class="speaker own" key="body"><${Parts} component=${view.body} going=${!view.done} /></article>`}
     ${view.output && html`<article class="result"><${Payload} payload=${view.output} label="Result" /></article>`}
-    ${nothing && html`<p class="hint">${view.done ? "It gave no output." : "Nothing has been said yet."}</p>`}`;
+    ${nothing && html`<p class="hint">${view.continuedAs ? "What it gives comes from the run that it goes on as." : view.done ? "It gave no output." : "Nothing has been said yet."}</p>`}`;
 }
 
 function Parts({ component, going }) {

@@ -296,7 +296,7 @@ export class View {
     this.state = change.state ?? "UNSPECIFIED";
     this.reason = change.reason ?? "";
     this.output = change.output ?? null;
-    this.continuedAs = change.continuedAsRunId ?? "";
+    this.continuedAs = change.continued_as_run_id ?? "";
     this.error = change.error ?? null;
     this.waiting = null;
     this.done = TERMINAL.has(this.state);
