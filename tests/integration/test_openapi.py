@@ -44,7 +44,7 @@ def schema_of(document: dict[str, Any], pointer: str) -> jsonschema_rs.Draft2020
 async def test_the_description_holds_under_attack(tmp_path: Path) -> None:
     """Schemathesis makes requests from it, good and bad ones: no 5xx, and every answer is as described.
 
-    Runs are real: an executor takes them. Forks are left out until they are served.
+    Runs are real: an executor takes them.
     """
     child = await Child.start(
         [
@@ -78,7 +78,13 @@ async def test_the_description_holds_under_attack(tmp_path: Path) -> None:
                 "--no-color",
             ),
             cwd=tmp_path,
-            env={**os.environ, "NO_PROXY": "*", "no_proxy": "*"},
+            env={
+                **os.environ,
+                "NO_PROXY": "*",
+                "no_proxy": "*",
+                "PYTHONPATH": str(WORKFLOWS.parent),
+                "SCHEMATHESIS_HOOKS": "attacks",
+            },
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
