@@ -22,7 +22,7 @@ from watchfiles import PythonFilter, awatch
 from onward.v1.executor_service_pb2 import DrainRequest
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from onward_cli.children import Child, tell_ready
-from onward_cli.serving import Target, addresses, serve
+from onward_cli.serving import Target, addresses, at_least, serve
 from onward_cli.valkey import StoreError, Valkey, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_gateway.settings import Settings as GatewaySettings
@@ -127,8 +127,10 @@ def dev(
             "server, e.g. http://localhost:5173."
         ),
     ] = "",
-    executors: Annotated[int, Parameter(help="Executor processes.")] = Settings.executors,
-    slots: Annotated[int, Parameter(help="Runs that each executor takes at a time.")] = Settings.slots,
+    executors: Annotated[int, Parameter(help="Executor processes.", validator=at_least(1))] = Settings.executors,
+    slots: Annotated[
+        int, Parameter(help="Runs that each executor takes at a time.", validator=at_least(1))
+    ] = Settings.slots,
     reload: Annotated[bool, Parameter(help="Follow changes of the code.")] = Settings.reload,
 ) -> None:
     """Run everything on this machine: an embedded store, all services, and your code, reloaded when it changes.

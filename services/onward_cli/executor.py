@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from onward.loading import LoadError
 from onward_cli.children import tell_ready
-from onward_cli.serving import AllowUnfit, Redis, Schedulers, Target, addresses, given, serve
+from onward_cli.serving import AllowUnfit, Redis, Schedulers, Target, addresses, at_least, given, serve
 from onward_executor.app import opened
 from onward_executor.settings import Settings
 
@@ -29,7 +29,10 @@ def executor(
         ),
     ] = None,
     slots: Annotated[
-        int | None, Parameter(help=f"Runs taken at a time; {Settings.slots} by default. [env: ONWARD_SLOTS]")
+        int | None,
+        Parameter(
+            help=f"Runs taken at a time; {Settings.slots} by default. [env: ONWARD_SLOTS]", validator=at_least(1)
+        ),
     ] = None,
     deployment: Annotated[
         str | None,
@@ -39,7 +42,8 @@ def executor(
         float | None,
         Parameter(
             help="Seconds that runs may go on after SIGTERM before another executor takes them; "
-            f"{Settings.drain_grace_s:g} by default. [env: ONWARD_DRAIN_GRACE_S]"
+            f"{Settings.drain_grace_s:g} by default. [env: ONWARD_DRAIN_GRACE_S]",
+            validator=at_least(0),
         ),
     ] = None,
     allow_unfit_store: AllowUnfit = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onward_cli.children import tell_ready
-from onward_cli.serving import AllowUnfit, Redis, given, serve
+from onward_cli.serving import AllowUnfit, Redis, at_least, given, serve
 from onward_scheduler.app import opened
 from onward_scheduler.settings import Settings
 
@@ -23,14 +23,16 @@ def scheduler(
         float | None,
         Parameter(
             help=f"Seconds until a silent executor is replaced; {Settings.lease_ttl_s:g} by default. "
-            "[env: ONWARD_LEASE_TTL_S]"
+            "[env: ONWARD_LEASE_TTL_S]",
+            validator=at_least(0.1),
         ),
     ] = None,
     adopt_after: Annotated[
         float | None,
         Parameter(
             help="Seconds that a build may have no executor until its waiting runs go on in the newest one; without it "
-            "they wait. [env: ONWARD_ADOPT_AFTER_S]"
+            "they wait. [env: ONWARD_ADOPT_AFTER_S]",
+            validator=at_least(0),
         ),
     ] = None,
     allow_unfit_store: AllowUnfit = None,

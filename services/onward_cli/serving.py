@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from onward_cli.children import PARENT, die_with_parent
 from onward_runlog.errors import StoreUnfit
+from onward_serving.environment import CENTURY_S
 from onward_serving.process import log_to_stderr, stop_on_signals
 from onward_serving.tls import TlsInvalid
 
@@ -35,6 +36,16 @@ AllowUnfit = Annotated[
     ),
 ]
 Target = Annotated[str, Parameter(help="Your code: a Python file, a folder of them, or a dotted module.")]
+
+
+def at_least(least: float) -> Callable[[Any, float | None], None]:
+    """Return what refuses an option that is below `least`, or more than any that makes sense."""
+
+    def check(_type: Any, value: float | None) -> None:
+        if value is not None and not least <= value <= CENTURY_S:  # nor NaN
+            raise ValueError(f"from {least:g} on, not {value:g}")
+
+    return check
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from onward_cli.__main__ import command_line
 from onward_executor.settings import Settings as Executor
 from onward_gateway.settings import Settings as Gateway
 from onward_scheduler.settings import Settings as Scheduler
@@ -86,3 +87,20 @@ def test_operators_find_every_setting() -> None:
 
 def _names(line: str) -> list[str]:
     return re.findall(r"`(ONWARD_[A-Z_]+)`", line.split("|")[1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["scheduler", "--lease-ttl=nan"],
+        ["scheduler", "--lease-ttl=0"],
+        ["scheduler", "--adopt-after=-1"],
+        ["executor", "code.py", "--slots=0"],
+        ["executor", "code.py", "--drain-grace=inf"],
+        ["dev", "code.py", "--executors=0"],
+    ],
+)
+def test_options_are_bounded_as_variables_are(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line(words)(words)
+    assert "from " in capsys.readouterr().err
