@@ -157,9 +157,16 @@ class Dispatcher:
     async def _on_death(self, executor_id: str) -> None:
         try:
             await registry.unregister(self._store, executor_id)
-            for lease in await self._runs.held_by(executor_id):
-                reason = f"executor {executor_id} died"
-                await self._runs.lose(lease.namespace, lease.run_id, lease.attempt, "lost", reason=reason)
+            leases = await self._runs.held_by(executor_id)
+            reason = f"executor {executor_id} died"
+            # All at once, so that the store syncs once for all of them.
+            taken_back = await asyncio.gather(
+                *(self._runs.lose(each.namespace, each.run_id, each.attempt, "lost", reason=reason) for each in leases),
+                return_exceptions=True,
+            )
+            for lease, outcome in zip(leases, taken_back, strict=True):
+                if isinstance(outcome, Exception):
+                    logger.error("run %s is left to its lease: %s", lease.run_id, outcome)
         except StoreUnavailable as error:
             logger.warning("the runs of executor %s are left to their leases: %s", executor_id, error)
 

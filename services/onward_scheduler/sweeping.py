@@ -7,11 +7,12 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from onward.v1.run_pb2 import Run
 from onward_runlog import registry
 from onward_runlog.errors import StoreUnavailable
-from onward_runlog.runs import Lease, Runs
+from onward_runlog.runs import Lease, Runs, Swept
 from onward_runlog.store import Store
 from onward_scheduler.adopting import Adopting
 from onward_scheduler.dispatching import Dispatcher
@@ -77,16 +78,13 @@ class Sweeper:
             self._judge_from = now + self._lease_ttl_s
         pause_s = min(SWEEP_S, self._lease_ttl_s / 4) * random.uniform(0.8, 1.0)
         self._dispatcher.note_alone({queue for partition in swept.values() for queue in partition.queued})
-        for base, partition in swept.items():
-            decided = True
-            if now >= self._judge_from:
-                for lease in partition.expired:
-                    decided &= await _alone(self._expire(lease), lease.run_id)
-            for namespace, run_id in partition.passed:
-                decided &= await _alone(self._expel(namespace, run_id), run_id)
+        decided = await asyncio.gather(
+            *(self._decide(partition, judges=now >= self._judge_from) for partition in swept.values())
+        )
+        for (base, partition), well in zip(swept.items(), decided, strict=True):
             for queue in partition.queued:
                 self._dispatcher.note_queued(base, queue)
-            if decided and partition.next_timer_s is not None:
+            if well and partition.next_timer_s is not None:
                 pause_s = min(pause_s, max(SWEEP_MIN_S, partition.next_timer_s))
         executors = await registry.executors(self._store)
         for executor in executors:
@@ -100,6 +98,12 @@ class Sweeper:
             seeing_since=self._judge_from - self._lease_ttl_s,
         )
         return pause_s
+
+    async def _decide(self, partition: Swept, *, judges: bool) -> bool:
+        """Take back and end what is due, all at once, and tell whether that went well."""
+        due = [_alone(partial(self._expire, lease), lease.run_id) for lease in partition.expired if judges]
+        due += [_alone(partial(self._expel, namespace, run_id), run_id) for namespace, run_id in partition.passed]
+        return all(await asyncio.gather(*due))
 
     async def _expire(self, lease: Lease) -> None:
         reason = f"executor {lease.holder} let its lease run out"
@@ -115,12 +119,12 @@ class Sweeper:
             self._dispatcher.cancel(Run(namespace=namespace, run_id=run_id), holder)
 
 
-async def _alone(decision: Awaitable[None], run_id: str) -> bool:
+async def _alone(decide: Callable[[], Awaitable[None]], run_id: str) -> bool:
     """Decide on a run, and tell whether that went well. One that is broken, since somebody else wrote to its log, is in
     no other's way.
     """
     try:
-        await decision
+        await decide()
     except StoreUnavailable:
         raise
     except Exception:

@@ -142,6 +142,26 @@ async def test_a_run_that_is_broken_is_in_nobodys_way(redis_url: str, store: Sto
         await eventually(queued)
 
 
+async def test_what_a_dead_executor_held_is_taken_back_but_for_what_is_broken(store: Store, runs: Runs) -> None:
+    """The others do not wait for their leases because of it."""
+    names = ["a", "b", "broken", "c", "d"]
+    for name in names:
+        run, _, _ = await runs.submit(a_run(name), holder="hand", ttl_s=600)
+        await append(store, run, 1, 1, status())
+        if name == "broken":
+            await break_log(store, run)
+    async with contextlib.AsyncExitStack() as alive:
+        executor = await alive.enter_async_context(serving(Hand()))
+        async with dispatching(store, runs, executor):
+            await alive.aclose()
+
+            async def are_queued() -> bool:
+                records = [await record_of(store, a_run(name)) for name in names if name != "broken"]
+                return all(int(record["state"]) == QUEUED for record in records)
+
+            await eventually(are_queued)
+
+
 async def test_a_run_whose_record_is_gone_is_in_nobodys_way(store: Store, runs: Runs) -> None:
     """Somebody deleted its keys by hand; who waits behind it is claimed."""
     for name in ("gone", "here"):
