@@ -27,12 +27,13 @@ Task = asyncio.Task[Any]
 Future = asyncio.Future[Any]
 
 
-def at_rest(journal: Journal, waits: AbstractSet[Future]) -> bool:
+def at_rest(journal: Journal, waits: AbstractSet[Future], *, in_streams: bool = False) -> bool:
     """Tell whether every task of a run waits for one of `waits`, alone or through other tasks of the run.
 
     A task counts that waits for a task, for asyncio.gather, asyncio.wait, asyncio.shield, asyncio.as_completed or the
     end of an asyncio.TaskGroup. One does not that waits with a time limit of asyncio's: that would not outlive the
-    attempt. Nor does a run with a stream that was begun and is not read to its end.
+    attempt. Nor does a run with a stream that was left between two items, unless `in_streams` says so: it may hold what
+    would be asked for anew (a connection, a model's answer). One whose own code waits is as any component.
     """
     tasks: set[Task] = set()
     instances: set[Instance] = set()
@@ -44,7 +45,8 @@ def at_rest(journal: Journal, waits: AbstractSet[Future]) -> bool:
             while instance is not None:
                 instances.add(instance)
                 instance = instance.parent
-    if any(not flow.ended for instance in instances for flow in instance.flows or ()):
+    flows = (flow for instance in instances for flow in instance.flows or ())
+    if not in_streams and any(not flow.ended and not flow.asked for flow in flows):
         return False
     ends: set[Future] | None = None
     for task in tasks:

@@ -122,11 +122,13 @@ class Flow:
 
     Attributes:
         ended: No item will follow.
+        asked: Its reader waits for the next item: what it waits for itself is all that the reader waits for.
     """
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.ended = False
+        self.asked = False
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
         self._generator: AsyncIterator[Any] | None = None
@@ -170,6 +172,13 @@ class Flow:
         """
         if self.ended:
             raise StopAsyncIteration
+        self.asked = True
+        try:
+            return await self._step()
+        finally:
+            self.asked = False
+
+    async def _step(self) -> Any:
         try:
             if self._standing is None:
                 await self._begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 
 import onward
 from onward import ComponentError, component, status, workflow
@@ -147,3 +148,15 @@ async def tale(size: int) -> int:
     text = await long(size)
     await luck("tale")
     return len(text)
+
+
+@component
+async def tells(names: list[str]) -> AsyncIterator[str]:
+    for name in names:
+        yield await (await onward.start_child(leaf, name)).result()
+
+
+@workflow
+async def told_by(names: list[str]) -> str:
+    """Reads a stream that waits for children."""
+    return ", ".join([piece async for piece in tells(names)])

@@ -54,6 +54,8 @@ async def test_a_parent_holds_no_slot_while_its_children_run(tmp_path: Path, led
         running_suite(tmp_path, target=CHILDREN, executor_options=["--slots=1"]) as suite,
         suite.client() as client,
     ):
+        assert await client.invoke("told_by", {"names": ["zero"]}) == "zero is done", "in a stream, too"
+        ledger.write_text("")
         run = await client.start("family", {"names": ["one", "two", "three"]})
         assert await run.result() == ["one is done", "two is done", "three is done"]
         assert sorted(lines(ledger)) == ["one", "three", "two"]

@@ -635,6 +635,46 @@ async def test_a_run_stays_where_something_else_may_wake_it(what: str) -> None:
     await release_and_signal
 
 
+@component
+async def tells() -> AsyncIterator[str]:
+    yield "first "
+    word = await onward.signal("word", str)
+    await onward.sleep("1d")
+    yield f"{word} "
+    yield "last"
+
+
+@pytest.mark.parametrize("calls", [False, True], ids=["", "calls between the items"])
+@pytest.mark.parametrize("speaks", [False, True], ids=["", "is a stream itself"])
+async def test_a_run_parks_while_the_stream_that_it_reads_waits(calls: bool, speaks: bool) -> None:
+    """And goes on with it where it was, wherever it is lost: nothing is shown twice."""
+
+    @workflow
+    async def reads() -> str:
+        text = ""
+        async for piece in tells():
+            text += piece
+            if calls:
+                await quick(len(text))
+        return text
+
+    @workflow
+    async def says() -> AsyncIterator[str]:
+        async for piece in tells():
+            yield piece
+            if calls:
+                await quick(1)
+
+    with testing.signals({"word": "second"}):
+        result = await (testing.run(says) if speaks else testing.run(reads))
+        assert result.output == "first second last"
+        assert kinds(result.events).count("run_waiting") == 2
+        for offset in range(2, len(result.events) + 1):
+            with testing.crash(offset, offset + 3), testing.no_replay():
+                lost = await (testing.run(says) if speaks else testing.run(reads))
+            assert testing.shown(lost.view) == testing.shown(result.view), offset
+
+
 async def _signal_when(release: asyncio.Event, memories: list[MemoryRun]) -> None:
     await release.wait()
     memories[0].signal("n", b"7")
