@@ -56,11 +56,14 @@ class Pace:
         clock: Tells seconds since the epoch.
         quiet_s: See QUIET_S.
         near_s: See NEAR_S.
+        in_place: Told of a run (by its run_id, with what it waits for) that goes on only when a wait ends, and does not
+            park for that: it reads a stream.
     """
 
     clock: Callable[[], float] = time.time
     quiet_s: float = QUIET_S
     near_s: float = NEAR_S
+    in_place: Callable[[str, RunWaiting], None] | None = None
 
 
 PACE: ContextVar[Pace] = ContextVar("onward_pace", default=Pace())  # noqa: B039 - it is immutable
@@ -291,6 +294,8 @@ class Waits:
         if wait.due_s is None or wait.end.done() or self._frozen:
             return
         left_s = wait.due_s - self.pace.clock()
+        if wait.timer is not None:
+            wait.timer.cancel()
         if left_s <= 0:
             wait.end.set_result(None)
         else:
@@ -318,15 +323,22 @@ class Waits:
             return
         if self.is_at_rest():
             self.on_rest()
-        else:
-            self._look_in(min(max(self._pause_s, 0.01) * 2, LOOK_S))
+            return
+        self._look_in(min(max(self._pause_s, 0.01) * 2, LOOK_S))
+        if self.pace.in_place is not None and self._learning is None and self._rests(in_streams=True):
+            self.pace.in_place(self._journal.run_id, self._waiting())
+            for wait in self._open:
+                self.arm(wait)
 
     def is_at_rest(self) -> bool:
         """Tell whether nothing of the run can go on before one of its waits ends, and none does soon."""
         wake_s = self._wake_s()
         if wake_s is not None and wake_s < self.pace.clock() + self.pace.near_s:
             return False
-        return self._learning is None and at_rest(self._journal, {wait.end for wait in self._open})
+        return self._learning is None and self._rests()
+
+    def _rests(self, *, in_streams: bool = False) -> bool:
+        return at_rest(self._journal, {wait.end for wait in self._open}, in_streams=in_streams)
 
     def _wake_s(self) -> float | None:
         times = [wait.due_s for wait in self._open if wait.due_s is not None]
@@ -337,6 +349,10 @@ class Waits:
     def freeze(self) -> tuple[RunWaiting, float | None]:
         """Let no wait end until `thaw`, and return what is waited for and how many seconds at most."""
         self._frozen = True
+        wake_s = self._wake_s()
+        return self._waiting(), None if wake_s is None else max(0.0, wake_s - self.pace.clock())
+
+    def _waiting(self) -> RunWaiting:
         waits = sorted(self._open, key=_order)
         words = list(dict.fromkeys(wait.words for wait in waits))
         more = f" and {len(words) - WORDS_MAX} more" if len(words) > WORDS_MAX else ""
@@ -345,11 +361,9 @@ class Waits:
             kinds=sorted({wait.kind for wait in waits}),
             signals=dict.fromkeys(wait.signal for wait in waits if wait.signal),
         )
-        wake_s = self._wake_s()
-        if wake_s is None:
-            return waiting, None
-        waiting.wake_time.FromNanoseconds(round(wake_s * 1e9))
-        return waiting, max(0.0, wake_s - self.pace.clock())
+        if (wake_s := self._wake_s()) is not None:
+            waiting.wake_time.FromNanoseconds(round(wake_s * 1e9))
+        return waiting
 
     def thaw(self) -> None:
         """Go on after `freeze`."""

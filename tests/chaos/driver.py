@@ -116,7 +116,7 @@ class Spec:
             arguments: dict[str, Any] = {"scripts": workload.links(name, f"early-{name}")}
         else:
             flow = workload.spoken if spoken else workload.scripted
-            arguments = {"steps": workload.script(name, races=races, waits=not spoken)}
+            arguments = {"steps": workload.script(name, races=races)}
         early = iter(map(str, range(workload.EARLY)))
         asked: dict[str, Any] = workload.signals([*arguments.values()])
         answers = testing.signals({**asked, f"early-{name}": lambda _: next(early)})
@@ -458,10 +458,12 @@ class _Family:
 
     async def _ended(self, name: str) -> Run:
         """Return a run, of which nobody has been told before where it was to end at once, when it has ended."""
+        record = await self._clients[0].get(name)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_S):
-                while (record := await self._clients[0].get(name)).state not in TERMINAL | {RUN_STATE_PAUSED}:
+            async with asyncio.timeout(0 if self._found else END_S):
+                while record.state not in TERMINAL | {RUN_STATE_PAUSED}:
                     await _later()
+                    record = await self._clients[0].get(name)
         return record
 
     async def _check(self, name: str, events: list[Event], record: Run) -> list[Finding]:

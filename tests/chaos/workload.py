@@ -96,7 +96,8 @@ LEAVES = (
     *("status", "publish", "pause", "value", "fail", "big", "sleep", "signal", "ask", "nobody"),
     *("shared", "told", "unkept", "scarce"),
 )
-WAITS_OF_ITS_OWN = frozenset(("sleep", "signal", "ask", "nobody"))
+SELDOM = frozenset(("sleep", "signal", "ask", "nobody", "fail"))
+"""Leaves that are a pause more often than not."""
 INNER = (
     *("call", "call", "flaky", "stream", "read", "parallel", "map", "thread", "keyed", "late", "catch", "instead"),
     *("child", "chain", "detached", "left", "beside"),
@@ -106,18 +107,17 @@ WAITING_INNER = frozenset(("child", "chain", "detached", "left", "beside"))
 RACES = ("race", "first")
 
 
-def script(seed: str, *, races: bool, waits: bool = True, steps: int = 6) -> list[Step]:
+def script(seed: str, *, races: bool, steps: int = 6) -> list[Step]:
     """Return the script that a seed makes.
 
     Args:
         seed: Names it. What is before its "-" names what it shares with others.
         races: Whether which of two branches is first may decide what it gives.
-        waits: Whether it may sleep, and wait for signals and other runs.
         steps: How many there are at the top.
     """
     chance = random.Random(seed)
     kinds = INNER + RACES * 2 if races else INNER
-    return [_step(chance, kinds, 0, waits, seed.partition("-")[0]) for _ in range(steps)]
+    return [_step(chance, kinds, 0, seed.partition("-")[0]) for _ in range(steps)]
 
 
 def links(seed: str, early: str) -> list[list[Step]]:
@@ -142,25 +142,21 @@ def signals(steps: list[Any]) -> dict[str, str]:
     return found
 
 
-def _step(chance: random.Random, kinds: tuple[str, ...], depth: int, waits: bool, shared: str) -> Step:
+def _step(chance: random.Random, kinds: tuple[str, ...], depth: int, shared: str) -> Step:
     if depth and (depth > 2 or chance.random() < 0.5):
-        return _leaf(chance, waits, shared)
+        return _leaf(chance, shared)
     kind = chance.choice(kinds)
-    if kind in WAITING_INNER and (not waits or depth > 1):
+    if kind in WAITING_INNER and depth > 1:
         kind = "call"
-    # While a stream is read by `async for` a run waits in place, and in process nobody would send it a signal.
-    waits = waits and kind != "read"
-    some = [_steps(chance, kinds, depth + 1, waits, shared)]
+    some = [_steps(chance, kinds, depth + 1, shared)]
     if kind in ("parallel", "chain", *RACES):
-        some.append(_steps(chance, kinds, depth + 1, waits, shared))
+        some.append(_steps(chance, kinds, depth + 1, shared))
     return [kind, *some]
 
 
-def _leaf(chance: random.Random, waits: bool, shared: str) -> Step:
+def _leaf(chance: random.Random, shared: str) -> Step:
     kind = chance.choice(LEAVES)
-    if (kind in WAITS_OF_ITS_OWN and (not waits or chance.random() < 0.6)) or (
-        kind == "fail" and chance.random() < 0.6
-    ):
+    if kind in SELDOM and chance.random() < 0.6:
         kind = "pause"
     match kind:
         case "pause":
@@ -174,8 +170,8 @@ def _leaf(chance: random.Random, waits: bool, shared: str) -> Step:
     return [kind, chance.choice("abc")]
 
 
-def _steps(chance: random.Random, kinds: tuple[str, ...], depth: int, waits: bool, shared: str) -> list[Step]:
-    return [_step(chance, kinds, depth, waits, shared) for _ in range(chance.randint(1, 3))]
+def _steps(chance: random.Random, kinds: tuple[str, ...], depth: int, shared: str) -> list[Step]:
+    return [_step(chance, kinds, depth, shared) for _ in range(chance.randint(1, 3))]
 
 
 # What they leave behind

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+import onward
 from onward import RunFailed, component, status, testing, workflow
 from onward.v1.event_pb2 import ATTEMPT_CAUSE_EXECUTOR_LOST, Event
 
@@ -162,3 +163,84 @@ async def test_chaos_tells_what_broke_and_how_to_see_it_again() -> None:
         await testing.Chaos().run(fickle)
     attempts = 0
     assert await testing.Chaos(alike=False, runs=3).run(fickle)
+
+
+# Waits
+
+
+@workflow
+async def nap() -> str:
+    await onward.sleep("2d")
+    return await onward.signal("word", str)
+
+
+@component
+async def pieces() -> AsyncIterator[str]:
+    for piece in "abcd":
+        yield piece
+
+
+@workflow
+async def reader() -> list[str]:
+    said: list[str] = []
+    async for piece in pieces():
+        match piece:
+            case "a":
+                await onward.sleep("1d")
+            case "b":
+                said.append(await onward.signal("word", str))
+            case "c":
+                said.append(await (await onward.start_child(nap)).result())
+        said.append(piece)
+    return said
+
+
+async def test_a_wait_while_a_stream_is_half_read_is_brought_about() -> None:
+    """It does not park; time passes, signals come and children run all the same, wherever the run is lost."""
+    with testing.signals({"word": "said"}):
+        result = await testing.run(reader)
+        assert result.output == ["a", "said", "b", "said", "c", "d"]
+        assert [child.state for child in result.children] == ["SUCCEEDED"]
+        assert not any(event.HasField("run_waiting") for event in result.events)
+        for offset in range(2, len(result.events) + 1):
+            with testing.crash(offset), testing.no_replay():
+                assert (await testing.run(reader)).output == result.output, offset
+
+
+async def test_a_wait_while_a_stream_is_half_read_that_nobody_answers_fails_the_test() -> None:
+    """With what is waited for, also where it is a child that waits."""
+
+    @workflow
+    async def lonely(what: str) -> str:
+        async for _ in pieces():
+            if what == "asks":
+                return await onward.signal("never", str)
+            return await (await onward.start_child(nap)).result()
+        return ""
+
+    for what, words in (("asks", "signal never"), ("starts", "child nap")):
+        with pytest.raises(testing.WaitsForEver, match=words):
+            await testing.run(lonely, what)
+
+
+@workflow
+async def counts(patience: str | None = None) -> int:
+    return await onward.signal("number", int, timeout=patience)
+
+
+async def test_an_answer_that_is_not_what_a_run_waits_for_fails_the_test() -> None:
+    """It would be passed over again and again. A function may give another the next time."""
+    for answer in ("one", lambda _: "one"):
+        with testing.signals({"number": answer}), pytest.raises(testing.WaitsForEver, match=r"passes over.* number"):
+            await testing.run(counts)
+    words = iter(["one", "two", 3])
+    with testing.signals({"number": lambda _: next(words)}):
+        assert (await testing.run(counts)).output == 3
+
+
+async def test_a_wait_whose_answer_is_passed_over_ends_when_its_time_is_up() -> None:
+    """As where nobody answers."""
+    with testing.signals({"number": "one"}):
+        result = await testing.run(counts, "1h")
+    assert result.error is not None
+    assert result.error.message == "onward.signal: no signal 'number' within 1h"

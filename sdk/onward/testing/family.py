@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onward.engine import Attempt
 from onward.log import ACCEPTED, ENDED, RUN
 from onward.memory import TERMINAL, MemoryRun
 from onward.signature import InputInvalid
@@ -14,6 +15,7 @@ from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_STARTED,
     ATTEMPT_CAUSE_WOKEN,
     AttemptCause,
+    RunWaiting,
 )
 from onward.v1.run_pb2 import RUN_STATE_CANCELLING, RUN_STATE_QUEUED, RUN_STATE_WAITING, Run, RunError
 from onward.v1.scheduler_service_pb2 import SubmitRunRequest
@@ -31,6 +33,8 @@ class Member:
         run: As an executor gets it, but its position.
         memory: Its log.
         cause: Why its next attempt begins.
+        attempt: The one that runs; None while none does.
+        in_place: What that waits for without parking, since it reads a stream; None where it goes on.
     """
 
     def __init__(self, workflow: Workflow[..., Any, Any], run: Run) -> None:
@@ -38,6 +42,8 @@ class Member:
         self.run = run
         self.memory = MemoryRun()
         self.cause: AttemptCause.ValueType = ATTEMPT_CAUSE_STARTED
+        self.attempt: Attempt | None = None
+        self.in_place: RunWaiting | None = None
 
     @property
     def data(self) -> bytes:
@@ -47,7 +53,7 @@ class Member:
     @property
     def is_to_run(self) -> bool:
         """Whether an attempt of it is to begin."""
-        return not self.memory.ended and self.memory.state != RUN_STATE_WAITING
+        return self.attempt is None and not self.memory.ended and self.memory.state != RUN_STATE_WAITING
 
     def record(self) -> Run:
         """Return what GetRun returns of it."""
@@ -90,13 +96,13 @@ class Family:
 
     def _add(self, member: Member) -> None:
         member.memory.related = self._memories
-        member.memory.on_errand = self.settle
+        member.memory.on_errand = self._asked
         self.members[member.run.run_id] = member
         self._memories[member.run.run_id] = member.memory
 
-    def settle(self) -> None:
-        """Do what is to be done by now."""
-        again = True
+    def settle(self) -> bool:
+        """Do what is to be done by now. Return whether there was anything."""
+        did, again = False, True
         while again:
             again = False
             for run_id, member in list(self.members.items()):
@@ -108,6 +114,11 @@ class Family:
                     self._ended.add(run_id)
                     self._end(member)
                     again = True
+            did = did or again
+        return did
+
+    def _asked(self) -> None:
+        self.settle()
 
     def _do(self, member: Member, errand: Errand) -> None:
         match errand.WhichOneof("kind"):

@@ -193,7 +193,7 @@ class _Checks:
         ]
         left = [
             (event.signal_received.request_id or f"{run_id}.{event.offset}", event.signal_received.name)
-            for event in _untaken(one.events)
+            for event in untaken(one.events)
         ]
         for request_id, name in left:
             if not (count := there.count((request_id, name))):
@@ -233,7 +233,7 @@ def _accepted(events: Iterable[Event]) -> Iterator[str]:
             yield said.run_id or name
 
 
-def _untaken(events: Sequence[Event]) -> list[Event]:
+def untaken(events: Sequence[Event]) -> list[Event]:
     """Return the signals of a log that no wait took whose result counts, without the suite's own."""
     above: dict[str, str] = {}
     taken: dict[int, list[str]] = {}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,23 +18,22 @@ from onward.errors import RunFailed
 from onward.journal import NON_DETERMINISTIC
 from onward.memory import MemoryCache, MemoryPermits, MemoryRun
 from onward.retry import sleep
-from onward.signature import dump_any
 from onward.testing.family import Family, Member
 from onward.testing.points import Point, PointNotReached, after_offset
+from onward.testing.waking import Clock, Waker
 from onward.v1.errand_pb2 import Errand
 from onward.v1.event_pb2 import (
     ATTEMPT_CAUSE_EXECUTOR_LOST,
     OUTCOME_CANCELLED,
     AttemptCause,
     Event,
-    InputRequested,
     RunStateChanged,
+    RunWaiting,
 )
 from onward.v1.run_pb2 import (
     RUN_STATE_FAILED,
     RUN_STATE_QUEUED,
     RUN_STATE_SUCCEEDED,
-    RUN_STATE_WAITING,
     Payload,
     Run,
     RunError,
@@ -64,16 +62,6 @@ class NotRepeatable(AssertionError):
 
 class WaitsForEver(AssertionError):
     """A workflow waits for a signal that the test does not give."""
-
-
-@dataclass
-class _Clock:
-    """The time in a run under test: it passes as elsewhere, and whatever the run sleeps for passes at once."""
-
-    ahead_s: float = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead_s
 
 
 class Result(Generic[T]):
@@ -148,20 +136,15 @@ class _Shared:
     permits: MemoryPermits
 
 
-async def _attempt(
-    member: Member,
-    memory: MemoryRun,
-    cause: AttemptCause.ValueType,
-    shared: _Shared,
-    *,
-    dies: Point | None = None,
-) -> None:
+def _attempt(
+    member: Member, memory: MemoryRun, cause: AttemptCause.ValueType, shared: _Shared, *, dies: Point | None = None
+) -> Attempt:
     log = memory.begin(dies=dies)
     run = Run()
     run.CopyFrom(member.run)
     run.state = memory.state
     run.log.last_offset = memory.last_offset
-    await Attempt(
+    return Attempt(
         member.workflow,
         run=run,
         log=log,
@@ -171,7 +154,7 @@ async def _attempt(
         deployment="test",
         cache=shared.cache,
         permits=shared.permits,
-    ).run()
+    )
 
 
 async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
@@ -196,15 +179,16 @@ async def run(workflow: Workflow[P, Coroutine[Any, Any, T], Any], /, *args: P.ar
     first = Member(workflow, Run(run_id=run_id, namespace="test", workflow=workflow.name, input=payload))
     workflows = dict(_served.get())
     family = Family(first, workflows)
-    crashes = list(_crashes.get())
-    clock = _Clock()
+    course = _Course(family, list(_crashes.get()), shared)
     started = STARTED.set(workflows)
     try:
-        with no_backoff(), _in_no_time(clock):
-            await _to_the_end(family, crashes, clock, shared)
-            if crashes and isinstance(crashes[0], Point):
+        with no_backoff(), _in_no_time(course):
+            await course.run()
+            if course.crashes and isinstance(course.crashes[0], Point):
                 state = state_name(first.memory.state)
-                raise PointNotReached(f"{workflow.name} ended, {state}, and did not come by the point {crashes[0]}")
+                raise PointNotReached(
+                    f"{workflow.name} ended, {state}, and did not come by the point {course.crashes[0]}"
+                )
             for member in list(family.members.values()):
                 if _replays.get() and member.memory.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
                     await _replay(member, shared)
@@ -221,29 +205,82 @@ def _result(family: Family, member: Member) -> Result[Any]:
     return result
 
 
-async def _to_the_end(family: Family, crashes: list[Point | int], clock: _Clock, shared: _Shared) -> None:
-    """Run all of them until nobody goes on."""
-    first = family.first
-    while True:
-        family.settle()
-        member = next((each for each in family.members.values() if each.is_to_run), None)
-        if member is None:
-            waiting = [each for each in family.members.values() if each.memory.state == RUN_STATE_WAITING]
-            if not waiting or not _wake([each.memory for each in waiting], clock):
+class _Course:
+    """How the runs of a test go: one attempt after the other, and those beside each other of which one waits in place.
+
+    Attributes:
+        crashes: Where the first run is still to lose its executor.
+        clock: The time.
+    """
+
+    def __init__(self, family: Family, crashes: list[Point | int], shared: _Shared) -> None:
+        self.crashes = crashes
+        self.clock = Clock()
+        self._family = family
+        self._shared = shared
+        self._waker = Waker(family, _signals.get(), self.clock)
+        self._beside: set[asyncio.Task[None]] = set()
+        self._stuck = ""
+
+    async def run(self) -> None:
+        """Run all of them until nobody goes on."""
+        while not self._stuck:
+            self._family.settle()
+            member = next((each for each in self._family.members.values() if each.is_to_run), None)
+            if member is not None:
+                await self._attempt(member)
+            elif self._beside:
+                done, _ = await asyncio.wait(self._beside, return_when=asyncio.FIRST_COMPLETED)
+                self._beside -= done
+                await asyncio.gather(*done)
+            elif not self._waker.wake():
                 break
-            continue
-        place = crashes[0] if crashes and member is first else None
+        if self._stuck or (self._family.first.memory.waiting is not None):
+            raise WaitsForEver(self._stuck or self._waker.unanswered())
+
+    def _attempt(self, member: Member) -> Coroutine[Any, Any, None]:
+        """Begin an attempt, which is run when it is awaited."""
+        place = self.crashes[0] if self.crashes and member is self._family.first else None
         place = after_offset(place) if isinstance(place, int) else place
-        await _attempt(member, member.memory, member.next_cause(), shared, dies=place)
+        member.attempt = _attempt(member, member.memory, member.next_cause(), self._shared, dies=place)
+        return self._run(member, member.attempt)
+
+    async def _run(self, member: Member, attempt: Attempt) -> None:
+        try:
+            await attempt.run()
+        finally:
+            member.attempt = member.in_place = None
         if member.is_to_run and member.memory.state != RUN_STATE_QUEUED:  # It was lost.
-            if member is first:
-                del crashes[:1]
+            if member is self._family.first:
+                del self.crashes[:1]
             member.cause = ATTEMPT_CAUSE_EXECUTOR_LOST
-    waits = first.memory.waiting
-    if waits is not None:
-        raise WaitsForEver(
-            f"the run waits for ever for {waits.reason}: answer in a `with testing.signals({{…}})` block"
-        )
+
+    def in_place(self, run_id: str, waiting: RunWaiting) -> None:
+        """See Pace.in_place."""
+        members = self._family.members
+        member = members.get(run_id)
+        if member is None or member.attempt is None:
+            return  # It is replayed after its end.
+        if not member.memory.held:
+            member.attempt.abandon()  # Its executor has died. One that does nothing but wait is not told by the log.
+            return
+        member.in_place = waiting
+        if any(each.attempt is not None and each.in_place is None for each in members.values()):
+            return
+        did = self._family.settle()
+        if not self._go_on_beside() and not did and not self._waker.wake():
+            self._stuck = self._waker.unanswered()
+            for each in members.values():
+                if each.attempt is not None:
+                    each.attempt.abandon()
+        self._go_on_beside()
+
+    def _go_on_beside(self) -> bool:
+        """Begin an attempt of each run that is to go on; return whether there was any."""
+        members = [each for each in self._family.members.values() if each.is_to_run]
+        for member in members:
+            self._beside.add(asyncio.create_task(self._attempt(member), name=f"attempt of {member.run.run_id}"))
+        return bool(members)
 
 
 @contextmanager
@@ -271,38 +308,9 @@ def serving(*workflows: Workflow[..., Any, Any]) -> Iterator[None]:
         _served.reset(token)
 
 
-def _wake(parked: list[MemoryRun], clock: _Clock) -> bool:
-    """Bring about what parked runs wait for: their signals, or else the first time. Return whether there was any."""
-    given, answered = _signals.get(), False
-    for memory in parked:
-        assert memory.waiting is not None
-        for name in [name for name in memory.waiting.signals if name in given]:
-            value = given[name]
-            if callable(value):
-                value = value(_request(memory, name))
-            memory.signal(name, dump_any(value, f"signal {name!r}"))
-            answered = True
-    timed = [memory for memory in parked if memory.waiting is not None and memory.waiting.HasField("wake_time")]
-    if not answered and timed:
-        first = min(timed, key=_wake_s)
-        clock.ahead_s += max(0.0, _wake_s(first) - clock())
-        first.wake()
-    return answered or bool(timed)
-
-
-def _wake_s(memory: MemoryRun) -> float:
-    assert memory.waiting is not None
-    return memory.waiting.wake_time.ToNanoseconds() / 1e9
-
-
-def _request(memory: MemoryRun, name: str) -> InputRequested:
-    asked = [event.input_requested for event in memory.events if event.input_requested.name == name]
-    return asked[-1] if asked else InputRequested(name=name)
-
-
 @contextmanager
-def _in_no_time(clock: Callable[[], float]) -> Iterator[None]:
-    token = PACE.set(Pace(clock, quiet_s=0.0, near_s=0.0))
+def _in_no_time(course: _Course) -> Iterator[None]:
+    token = PACE.set(Pace(course.clock, quiet_s=0.0, near_s=0.0, in_place=course.in_place))
     try:
         yield
     finally:
@@ -337,7 +345,7 @@ async def _replay(tested: Member, shared: _Shared) -> None:
     ended = tested.memory
     memory = ended.reopened()
     offset = memory.last_offset + 1
-    await _attempt(tested, memory, ATTEMPT_CAUSE_EXECUTOR_LOST, shared)
+    await _attempt(tested, memory, ATTEMPT_CAUSE_EXECUTOR_LOST, shared).run()
     before, after = ended.events[-1].run_state_changed, memory.events[-1].run_state_changed
     if after.error.reason == NON_DETERMINISTIC:
         raise NotRepeatable(after.error.message)
