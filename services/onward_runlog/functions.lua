@@ -153,12 +153,15 @@ local function outbox_of(base, id)
   return base .. (asked and ':outbox' or ':hooks')
 end
 
+local function record_of(base, id) return base .. ':' .. string.match(id, '^[^:]*:(.*)$') .. ':run' end
+
 -- Puts into the partition's outbox what a Scheduler has to do at least once, in the call that makes it necessary. An id
--- is "<what happened>:<ref>"; what comes with it, if anything, is kept beside.
+-- is "<what happened>:<ref>"; what comes with it, if anything, is kept beside. The run's record counts what is not done:
+-- it is needed for that, and is not deleted before.
 local function post(base, id, what)
   local outbox = outbox_of(base, id)
   if what then redis.call('HSET', outbox .. ':what', id, what) end
-  redis.call('ZADD', outbox, int(now_ms()), id)
+  if redis.call('ZADD', outbox, int(now_ms()), id) == 1 then redis.call('HINCRBY', record_of(base, id), 'posted', 1) end
   redis.call('PUBLISH', base .. ':posted', id)
 end
 
@@ -730,6 +733,9 @@ local function blob(keys, argv)
   return { 'ok' }
 end
 
+-- How much longer a run is kept, each time, that somebody has not been told of yet.
+local UNTOLD = 60000
+
 -- sweep: limit, event into QUEUED. Queues runs whose start is due and parked ones whose timer is, deletes runs that are past their retention, and tells what is for a
 -- Scheduler to decide.
 -- → {now, {ref, attempt, holder, … of leases that have run out}, {ref, … of passed deadlines}, {deployment, length, …},
@@ -766,6 +772,8 @@ local function sweep(keys, argv)
         redis.call('HSET', key, 'last', int(last), 'bytes', int(tonumber(run[3]) + added))
         awake(base, ref, key)
       end
+    elseif kind == 'x' and tonumber(redis.call('HGET', key, 'posted') or 0) > 0 then
+      redis.call('ZADD', timers, int(now + UNTOLD), member)
     elseif kind == 'x' then
       redis.call('ZREM', timers, member)
       local run = load(key, 'state', 'indexes')
@@ -807,7 +815,9 @@ local function settle(keys, argv)
   if argv[2] ~= '' then return redis.call('ZADD', outbox, 'XX', int(now_ms() + tonumber(argv[2])), id) end
   redis.call('HDEL', outbox .. ':what', id)
   redis.call('HDEL', outbox .. ':tries', id)
-  return redis.call('ZREM', outbox, id)
+  local removed, key = redis.call('ZREM', outbox, id), record_of(keys[1], id)
+  if removed == 1 and redis.call('EXISTS', key) == 1 then redis.call('HINCRBY', key, 'posted', -1) end
+  return removed
 end
 
 -- held: holder → {ref, attempt, … of every run of the partition that this executor holds}

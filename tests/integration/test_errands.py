@@ -17,7 +17,7 @@ from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import SignalRunRequest, StartRunRequest, Workflow
 from onward.v1.run_pb2 import Payload, Run
 from onward.v1.scheduler_service_pb2 import StopRunRequest, SubmitRunRequest
-from onward_runlog import registry
+from onward_runlog import keys, registry
 from onward_runlog.deployments import Deployments
 from onward_runlog.errors import RunNotFound
 from onward_runlog.runs import Entry, Runs
@@ -143,6 +143,30 @@ async def test_a_child_that_was_accepted_beside_its_parents_end_is_cancelled(
     await append(store, parent, 1, 2, ended(), end=SUCCEEDED)
     await errands.do(entry)
     assert (await runs.get("default", "child")).state == CANCELLED
+
+
+async def test_a_run_is_kept_until_everybody_has_been_told_of_it(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """Past its retention, too: no Scheduler was there for so long, and its parent waits for it."""
+    brief = Runs(store, retention_s=0)
+    child = a_run("child", parent_run_id="parent")
+    await brief.submit(child)
+    await brief.cancel("default", "child", "enough")
+    base, ref = store.place("default", "child")
+    await brief.sweep()
+    [entry] = await runs.take(base, busy_s=60)
+    await errands.end(entry)
+    [(name, told)] = signals(await log_of(store, parent))
+    assert (name, told.state) == (ENDED + "child", CANCELLED)
+    for _ in range(2):
+        await runs.settle(entry)
+    await store.command("ZADD", f"{base}:timers", 1, f"x:{ref}")
+    await brief.sweep()
+    with pytest.raises(RunNotFound):
+        await runs.get("default", "child")
+    await runs.settle(entry)
+    assert await store.command("EXISTS", keys.run(base, ref)) == 0, "a repeat brings no record back"
 
 
 async def test_an_end_is_told_once_and_ends_the_children(
