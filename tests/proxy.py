@@ -25,6 +25,8 @@ class Proxy:
         self._writers: list[asyncio.StreamWriter] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._pattern = b""
         self._countdown = 0
         self._hold = b""
@@ -52,6 +54,11 @@ class Proxy:
 
     def flow(self) -> None:
         self._flowing.set()
+        self._answering.set()
+
+    def hold_replies(self) -> None:
+        """Let commands be done, and keep what is answered until `flow`."""
+        self._answering.clear()
 
     def forget_links(self) -> None:
         """Pass nothing on any more over the connections that there are, and say nothing; new ones are sound."""
@@ -125,6 +132,7 @@ class Proxy:
         count = 0
         while data := await reader.read(65536):
             await flowing.wait()
+            await self._answering.wait()
             parser.feed(data)
             while parser.gets() is not False:
                 count += 1

@@ -51,6 +51,8 @@ class Deployments:
         self._served: dict[str, list[Served]] = {}
         self._staffed: set[str] = set()
         self._read_at = float("-inf")
+        self._changes = 0
+        """How often the registry was said to have changed."""
         self._reading: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -136,6 +138,7 @@ class Deployments:
     async def _follow(self) -> None:
         async for _ in messages(self._store.url, [keys.wake_channel(keys.REGISTRY)]):
             self._read_at = float("-inf")
+            self._changes += 1
 
     async def _read(self) -> None:
         """Read the registry; callers at the same time share one read."""
@@ -145,7 +148,7 @@ class Deployments:
         await asyncio.shield(self._reading)
 
     async def _read_once(self) -> None:
-        read_at = time.monotonic()
+        read_at, changes = time.monotonic(), self._changes
         base = keys.REGISTRY
         calls = [
             self._store.command("HGETALL", f"{base}:workflows"),
@@ -174,4 +177,4 @@ class Deployments:
                 served.setdefault(workflow.name, []).append(Served(name.decode(), workflow, name.decode() in staffed))
         self._served = served
         self._staffed = staffed
-        self._read_at = read_at
+        self._read_at = read_at if changes == self._changes else float("-inf")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 import pytest
@@ -11,10 +14,13 @@ from tests.runlog import eventually
 
 from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import Workflow
+from onward_runlog import keys
+from onward_runlog.connection import Connection
 from onward_runlog.deployments import Deployments
 from onward_runlog.errors import StoreUnavailable
-from onward_runlog.registry import executors, register, unregister
+from onward_runlog.registry import executors, promote, register, unregister
 from onward_runlog.store import Store, open_store
+from onward_runlog.subscription import messages
 
 
 def executor(executor_id: str = "e1", deployment: str = "build", *workflows: str) -> Executor:
@@ -122,6 +128,47 @@ async def test_new_runs_go_to_the_newest_deployment_that_lives(store: Store, dep
     await unregister(store, "e1")
     await deployments.all()
     assert await chosen("new")
+
+
+async def test_a_change_while_the_registry_is_being_read_is_not_missed(
+    redis_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is from before it, and is not believed for any time."""
+    monkeypatch.setattr("onward_runlog.deployments.STALE_S", 3600.0)
+    await register(store, executor("e1", "old"), ttl_s=60)
+    async with (
+        proxy_to(redis_url) as proxy,
+        Connection(proxy.url).opened() as slow,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        changes = await stack.enter_async_context(aclosing(messages(redis_url, [f"{keys.REGISTRY}:wake"])))
+        assert await anext(changes) is None
+        far = Store(redis_url, slow, partitions=store.partitions, digest_key=store.digest_key)
+        deployments = await stack.enter_async_context(Deployments(far).following())
+        await far.command("PING")
+        await store.command("CONFIG", "RESETSTAT")
+        proxy.hold_replies()
+        reading = asyncio.create_task(deployments.choose("blog"))
+
+        async def is_read() -> bool:
+            return b"cmdstat_hgetall:calls=3" in await store.command("INFO", "commandstats")
+
+        async def is_followed() -> bool:
+            [_, count] = await store.command("PUBSUB", "NUMSUB", f"{keys.REGISTRY}:wake")
+            return int(count) == 2
+
+        await eventually(is_read)
+        await eventually(is_followed)
+        await register(store, executor("e2", "new"), ttl_s=60)
+        await promote(store, "new")
+        assert await anext(changes) is not None
+        assert await anext(changes) is not None
+        await asyncio.wait([reading], timeout=0.05)
+        proxy.flow()
+        await reading
+        served = await deployments.choose("blog")
+        assert served is not None
+        assert served.deployment == "new"
 
 
 async def test_a_change_of_what_is_served_is_seen_at_once(
