@@ -43,6 +43,8 @@ async def test_a_run_goes_on_as_another_one() -> None:
     assert not end.HasField("output")
     assert end.continued_as_run_id == following(result).submit.start.run_id != ""
     assert result.view.continued_as == end.continued_as_run_id
+    with pytest.raises(ValueError, match="goes on as another one"):
+        _ = result.output
     assert (await testing.run(watch, until=0)).continued_with is None
 
 

@@ -100,9 +100,12 @@ class Result(Generic[T]):
 
         Raises:
             RunFailed: It did not succeed.
+            ValueError: It returned nothing, but goes on as another run: `continued_with` tells the input of that.
         """
         if self.state != "SUCCEEDED":
             raise RunFailed("under test", self.state, self._end.error.reason, self._end.error.message)
+        if self._end.continued_as_run_id:
+            raise ValueError(f"the run goes on as another one, with {self.continued_with}")
         payload = self._end.output
         data = payload.data if payload.WhichOneof("value") == "data" else self._run.blobs[payload.blob_uri]
         output: T = self._workflow.signature.load_output(data)
