@@ -441,12 +441,12 @@ class Journal:
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)), outbox=outbox)
 
     def cancelled(
-        self, instance: Instance, usage: Usage | None = None, *, beside: Mapping[str, bytes] = NOTHING
+        self, instance: Instance, usage: Usage | None = None, *, beside: Mapping[str, bytes] = NOTHING, ran: bool = True
     ) -> None:
         if instance.span is not None:
             tracing.end(instance.span, cancelled=True)
         if self.replay is not None and instance.record is not None and not self.closed:
-            self.replay.ended(instance.record)
+            self.replay.ended(instance.record, ran=ran)
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)), memo=beside)
 
     def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:

@@ -100,8 +100,13 @@ class Replay:
         if missing is not None and not _others(parent):
             raise Diverged(missing)
 
-    def ended(self, record: Record) -> None:
-        """It ended in this attempt: what it has not called by now it will not call."""
+    def ended(self, record: Record, *, ran: bool = True) -> None:
+        """It ended in this attempt: what it has not called by now it will not call.
+
+        Args:
+            record: What the past holds of it.
+            ran: Whether its code ran, and could have made calls.
+        """
         missing = []
         for one in record.all_below():
             if not one.met:
@@ -109,7 +114,7 @@ class Replay:
                 if not one.cancelled:
                     missing.append(one.name)
             self.past.records.pop(one.id, None)
-        if missing and self.strict:
+        if missing and self.strict and ran:
             logger.warning("%s did not call again: %s", record.name or "the workflow", ", ".join(missing[:10]))
         if missing:
             self._wake()

@@ -502,7 +502,7 @@ class Flow:
 
     def _write_cancelled(self) -> None:
         if self.call.instance is not None:
-            self.call.instance.journal.cancelled(self.call.instance)
+            self.call.instance.journal.cancelled(self.call.instance, ran=self._this is not None)
 
     def close_soon(self) -> None:
         """`close`, from where nothing can be awaited. Whoever called the component waits for it before it ends."""

@@ -556,6 +556,29 @@ async def note(what: str) -> str:
     return what
 
 
+async def test_of_a_stream_that_is_left_again_nobody_says_that_it_did_not_make_its_calls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its items are given again, and its code does not even run: a warning would have somebody look for a mistake."""
+
+    @component
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(4):
+            await note(f"made {number}")
+            yield number
+
+    @workflow
+    async def flow() -> list[str]:
+        used = []
+        async for number in numbers():
+            used.append(await note(f"used {number}"))
+            if number == 2:
+                break
+        return [*used, await note("after")]
+
+    await _at_every_offset(flow, caplog)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_items_that_the_log_does_not_show_come_again_between_the_calls(
     fails: bool, caplog: pytest.LogCaptureFixture

@@ -827,7 +827,7 @@ class Exchange(Flow):
 
     def _write_cancelled(self) -> None:
         self._count()
-        self._instance.journal.cancelled(self._instance, self._usage)
+        self._instance.journal.cancelled(self._instance, self._usage, ran=self._this is not None)
 
     async def _stop_try(self) -> None:
         self._alarm.off()
