@@ -27,7 +27,7 @@ from onward.instance import Entered, Instance, Scope, leave
 from onward.journal import NOTHING, SEEN_BYTES_MAX, seen
 from onward.limits import UNLIMITED, Limits, total_timeout, try_timeout, within
 from onward.past import DELTAS, ITEMS, Places
-from onward.replay import Diverged, Replay
+from onward.replay import Diverged, Replay, runs_below
 from onward.retry import ONCE, NotRetryable, RetryPolicy, TryTimeout, sleep
 from onward.signature import NO_HINT, Kind, OutputInvalid, Signature
 from onward.turns import NEVER
@@ -36,6 +36,9 @@ from onward.v1.run_pb2 import Payload
 from onward.waits import PACE
 
 logger = logging.getLogger(__name__)
+
+STOP_GRACE_S = 5.0
+"""How long user code that nobody waits for any more may clean up before it is left alone."""
 
 Failure = (Exception, SystemExit)
 """What a component can fail with. One that exits must not take the executor with it."""
@@ -162,6 +165,7 @@ async def begin(call: Call, instance: Instance, *, gives_again: bool = False) ->
     if get_ident() != journal.thread:
         raise RuntimeError(f"{call.name} was called on another event loop than its run's: call it from an `async def`")
     journal.came_by()
+    instance.check()
     await journal.room()
     data = call.dump_input()
     digest = journal.digest(call.canonical(data))
@@ -315,6 +319,7 @@ async def tries(call: Call, instance: Instance | None) -> Any:
                     return await _retried(call, standing)
                 return await _kept_or_made(call, standing)
         except Failure as error:
+            await standing.stop()
             if policy.fallback is None or not policy.fallback.covers(error):
                 raise
             standing.failed(error, fallback=True)
@@ -335,10 +340,23 @@ class Standing:
         scope: What it has shown.
     """
 
-    __slots__ = ("_call", "_committed", "began", "counted", "fell_back", "number", "scope", "try_began", "wait_s")
+    __slots__ = (
+        "_call",
+        "_committed",
+        "_this",
+        "began",
+        "counted",
+        "fell_back",
+        "number",
+        "scope",
+        "try_began",
+        "wait_s",
+    )
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._this: Instance | None = None
+        """The try that runs, or ran last."""
         instance = call.instance
         self.number = 1
         self.counted = 0
@@ -378,9 +396,15 @@ class Standing:
             self._committed = True
             self.try_began = time.monotonic()
         this, self.scope = self._call.instance.new_try(self.number)
+        self._this = this
         if self._call.flight is not None:
             this.flights = (*this.flights, self._call.flight.key)
         return this
+
+    async def stop(self) -> None:
+        """Stop what the try that failed has left running; the time of all tries may have ended it in the middle."""
+        if self._this is not None:
+            await stop_below(self._this)
 
     def delay_s(self, error: BaseException) -> float | None:
         """Return how long to wait after the try that failed, or None where no further one follows."""
@@ -404,6 +428,8 @@ class Standing:
                 instance.journal.replay.failed_try(instance.record)
         self.number += 1
         self.counted += not uncounted
+        if self._this is not None:
+            self._this.failed = True
         self.wait_s = delay_s
         self.try_began = time.monotonic()
         self.fell_back = fallback
@@ -591,8 +617,22 @@ async def one_try(call: Call, instance: Instance | None, began: float | None = N
     token = instance.enter()
     try:
         return await _in_time(call, instance, began)
+    except Failure:
+        await stop_below(instance)
+        raise
     finally:
         await _end_try(instance, token)
+
+
+async def stop_below(instance: Instance) -> None:
+    """Cancel what a try that failed has left running, such as the other calls of an asyncio.gather."""
+    current = asyncio.current_task()
+    left = [task for task in instance.journal.tasks if task is not current and runs_below(task, instance)]
+    if left:
+        for task in left:
+            task.cancel()
+        # What does not end by then is void, whatever it does: see Instance.void.
+        await asyncio.wait(left, timeout=STOP_GRACE_S)
 
 
 async def _end_try(instance: Instance, token: Entered) -> None:

@@ -76,6 +76,7 @@ def _remembered(
 ) -> T:
     journal = caller.journal
     instance = caller.child(name, streams=False)
+    instance.check()
     if journal.replay is not None:
         try:
             record = journal.replay.meet(instance, b"")

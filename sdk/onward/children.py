@@ -156,6 +156,7 @@ class Child(Generic[T]):
         journal = caller.journal
         instance = caller.child("onward.cancel_child", streams=False, key=self.run_id)
         journal.came_by()
+        instance.check()
         if journal.replay is not None:
             try:
                 record = journal.replay.meet(instance, b"")

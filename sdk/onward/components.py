@@ -56,7 +56,8 @@ class Fluent:
     ) -> Self:
         """Try again when it fails. Without this a component is tried once.
 
-        A failed try is void: what it and the components below it had shown to the user is rolled back.
+        A failed try is void: what it and the components below it had shown to the user is rolled back, and what it has
+        left running (the other calls of an asyncio.gather) is cancelled.
 
         Args:
             attempts: Tries in all, the first included: 1 to 1,000, 4 by default.

@@ -11,7 +11,7 @@ from onward import tracing
 from onward.breakers import Breakers
 from onward.budgets import Budgets
 from onward.cache import Cache
-from onward.calls import Call, tries
+from onward.calls import STOP_GRACE_S, Call, tries
 from onward.continuing import continued, errand, successor
 from onward.failure import WORKFLOW_FAILED, run_error, told, workflow_error
 from onward.instance import Instance
@@ -46,9 +46,6 @@ from onward.waits import PACE
 from onward.workflows import Workflow
 
 logger = logging.getLogger(__name__)
-
-STOP_GRACE_S = 5.0
-"""How long user code that nobody waits for any more may clean up before it is left alone."""
 
 CATCH_UP_S = 0.02
 """How often a cancelled attempt is asked whether it has caught up with those before it."""

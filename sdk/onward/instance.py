@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from hashlib import blake2b
@@ -33,6 +34,7 @@ class Instance:
         number: The try, from 1.
         record: What earlier attempts left of it; None where this attempt is the first to call it.
         ended: Its try is over: nothing it does any more counts.
+        failed: Its try failed, and another one or its fallback follows.
         flights: Keys of results for the cache that it and its callers are making.
         permits: Names of the permits that it and its callers hold.
     """
@@ -40,6 +42,7 @@ class Instance:
     __slots__ = (
         "_calls",
         "ended",
+        "failed",
         "flights",
         "flows",
         "id",
@@ -64,6 +67,7 @@ class Instance:
         self.number = 1
         self.record: Record | None = None
         self.ended = False
+        self.failed = False
         self.flows: set[Flow] | None = None
         """Streams that its code reads by `async for` and has not read to the end."""
         self.span: Span | None = None
@@ -122,9 +126,28 @@ class Instance:
         """Return the number of the try of each instance above it, the nearest first."""
         return (above.number for above in self.path() if above is not self)
 
+    @property
+    def void(self) -> bool:
+        """Whether it belongs to a try that failed. The next one makes the same calls: they are not to be confused."""
+        above: Instance | None = self
+        while above is not None:
+            if above.failed:
+                return True
+            above = above.parent
+        return False
+
+    def check(self) -> None:
+        """Stop whoever goes on in a try that failed.
+
+        Raises:
+            CancelledError: It is void.
+        """
+        if self.void:
+            raise asyncio.CancelledError("the try has failed")
+
     def shows(self) -> bool:
         """Note that it is about to show something. False where nothing that it shows counts any more."""
-        if self.ended:
+        if self.ended or self.void:
             return False
         for scope in self.scopes:
             scope[self.id] = None

@@ -313,6 +313,7 @@ class Journal:
         private: bool,
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> None:
+        instance.check()
         event = stamped(instance.id)
         started = event.component_started
         started.name = instance.name
@@ -345,7 +346,11 @@ class Journal:
             request: What it asks for.
             beside: What goes into the memo with it.
             digest: Identifies its input.
+
+        Raises:
+            CancelledError: It belongs to a try that failed.
         """
+        instance.check()
         started = ComponentStarted(name=instance.name, input=told)
         if instance.parent is not None and instance.parent.id:
             started.parent_id = instance.parent.id
@@ -387,8 +392,9 @@ class Journal:
             cached: It came from the cache.
 
         Raises:
-            CancelledError: The attempt is over.
+            CancelledError: The attempt is over, or the try that it belongs to.
         """
+        instance.check()
         if instance.span is not None:
             tracing.end(instance.span)
         finished = self._finished(
@@ -422,8 +428,9 @@ class Journal:
             beside: More for the memo.
 
         Raises:
-            CancelledError: The attempt is over.
+            CancelledError: The attempt is over, or the try that it belongs to.
         """
+        instance.check()
         if instance.span is not None:
             tracing.end(instance.span, error)
         if instance.record is not None:
@@ -445,6 +452,8 @@ class Journal:
     ) -> None:
         if instance.span is not None:
             tracing.end(instance.span, cancelled=True)
+        if instance.void:
+            return
         if self.replay is not None and instance.record is not None and not self.closed:
             self.replay.ended(instance.record, ran=ran)
         self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)), memo=beside)
@@ -465,6 +474,7 @@ class Journal:
         fallback: bool = False,
         uncounted: bool = False,
     ) -> None:
+        instance.check()
         self.waits.free(instance.id)
         void = [run_id for run_id, path in self.children.items() if instance.id in path]
         for run_id in void:

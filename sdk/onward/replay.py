@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections.abc import Iterable
 from contextvars import Context
 from typing import Any
 
@@ -171,16 +172,23 @@ class Replay:
 def _others(parent: Instance) -> bool:
     """Tell whether another task is there in which code of `parent`, or of what it called, runs."""
     current = asyncio.current_task()
-    for task in asyncio.all_tasks():
-        if task is current:
-            continue
-        context = context_of(task)
-        instance = None if context is None else context.get(CURRENT)
-        while instance is not None:
-            if instance.id == parent.id and instance.journal is parent.journal:
-                return True
-            instance = instance.parent
-    return False
+    return any(
+        one.id == parent.id and one.journal is parent.journal
+        for task in asyncio.all_tasks()
+        if task is not current
+        for one in _path_of(task)
+    )
+
+
+def runs_below(task: asyncio.Task[Any], instance: Instance) -> bool:
+    """Tell whether code of `instance`, this try of it, or of what that called, runs in a task."""
+    return any(one is instance for one in _path_of(task))
+
+
+def _path_of(task: asyncio.Task[Any]) -> Iterable[Instance]:
+    context = context_of(task)
+    instance = None if context is None else context.get(CURRENT)
+    return () if instance is None else instance.path()
 
 
 def context_of(task: asyncio.Task[Any]) -> Context | None:

@@ -373,6 +373,7 @@ class Flow:
         this = self._this
         if this is None:
             return
+        this.check()
         if self._items.is_text is not True:
             self.call.signature.check_item(item, self.call.signature.dump_item(item))
         if this.voice:
@@ -422,6 +423,7 @@ class Flow:
             await self._stop_try()
         except Failure:
             logger.warning("%s failed to clean up", self.call.name, exc_info=True)  # What it had failed with counts.
+        await standing.stop()
         instance = self.call.instance
         if delay_s is None and not falls_back:
             self._end()

@@ -253,6 +253,7 @@ async def wait_as(what: What, instance: Instance) -> Any:
     journal = instance.journal
     waits, replay = journal.waits, journal.replay
     journal.came_by()
+    instance.check()
     await journal.room()
     told = seen(to_json(what.told)) if what.told else None
     digest = journal.digest(what.input)

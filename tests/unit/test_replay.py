@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -1118,6 +1119,101 @@ async def test_results_of_a_failed_try_are_not_used_again() -> None:
     await attempt(flow, memory)
     assert fold_output(memory) == 2
     assert ran == {"leaf": 2, "top": 3}
+
+
+async def test_what_a_failed_try_left_running_is_cancelled_before_the_next_one() -> None:
+    """asyncio.gather leaves the others running where one call fails, and the next try makes the same calls again."""
+    ended: list[str] = []
+    tries = 0
+
+    @component
+    async def fail_once() -> None:
+        if tries == 1:
+            raise ConnectionError
+
+    @component
+    async def work() -> int:
+        mine = tries
+        try:
+            await asyncio.sleep(0 if mine > 1 else 60)
+            return mine
+        finally:
+            ended.append(f"work of try {mine}")
+
+    @component.retry(attempts=2)
+    async def both() -> int:
+        nonlocal tries
+        tries += 1
+        ended.append(f"before try {tries}")
+        return (await asyncio.gather(fail_once(), work()))[1]
+
+    @workflow
+    async def flow() -> int:
+        return await both()
+
+    result = await testing.run(flow)
+    assert result.output == 2
+    assert ended == ["before try 1", "work of try 1", "before try 2", "work of try 2"]
+    assert testing.check(result.events) == []
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_what_goes_on_in_a_failed_try_is_void(fallback: bool) -> None:
+    """Code that is not stopped: a task that comes by later, and a thread. None of it is taken for the next try's."""
+    did: list[str] = []
+    first = True
+    blocks, next_try, late = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    in_thread = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @component
+    async def note(who: str) -> str:
+        did.append(who)
+        return who
+
+    async def later() -> None:
+        try:
+            await next_try.wait()
+            await note("a task of the first try")
+        finally:
+            late.set()
+
+    @component
+    def blocking() -> str:
+        loop.call_soon_threadsafe(blocks.set)
+        in_thread.wait(30)
+        status("from a thread of the first try")
+        return "from a thread"
+
+    async def again() -> str:
+        next_try.set()
+        await late.wait()
+        in_thread.set()
+        return await note("the next try")
+
+    left: list[asyncio.Task[Any]] = []
+
+    async def tried() -> str:
+        nonlocal first
+        if not first:
+            return await again()
+        first = False
+        left.extend([asyncio.create_task(later()), asyncio.ensure_future(blocking())])
+        await blocks.wait()
+        raise ConnectionError
+
+    made = component(tried)
+    one = made.fallback(again) if fallback else made.retry(attempts=2)
+
+    @workflow
+    async def flow() -> str:
+        return await one()
+
+    result = await testing.run(flow)
+    assert result.output == "the next try"
+    assert did == ["the next try"]
+    assert result.statuses == []
+    assert testing.check(result.events) == []
 
 
 # Streams

@@ -705,6 +705,7 @@ class Exchange(Flow):
         """Show what was read, and have it ready."""
         this = self._this
         assert this is not None
+        this.check()
         if not self._batch:
             return
         if this.voice:
