@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from onward_cli.children import PARENT, die_with_parent
 from onward_runlog.errors import StoreUnfit
-from onward_serving.environment import CENTURY_S
+from onward_serving.environment import CENTURY_S, members
 from onward_serving.process import log_to_stderr, stop_on_signals
 from onward_serving.tls import TlsInvalid
 
@@ -55,7 +55,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 def addresses(text: str | None) -> tuple[str, ...] | None:
     """Return the addresses of a comma-separated list."""
-    return tuple(text.split(",")) if text else None
+    return members(text or "") or None
 
 
 def serve(
