@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic_core import to_json
 
 from onward.v1.event_pb2 import Event
 from onward.v1.executor_service_pb2 import Executor
@@ -62,6 +63,12 @@ def dump(document: Any) -> bytes:
     Raises:
         ValueError: It holds an infinity, which JSON cannot say.
     """
+    try:
+        data = to_json(document)
+        if b"Infinity" not in data and b"NaN" not in data:
+            return data
+    except ValueError:
+        pass  # It is too deep for the fast one, or holds half of a surrogate pair.
     try:
         return _encode(document).encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only say escaped
