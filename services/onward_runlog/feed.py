@@ -211,6 +211,7 @@ class Feed:
         self._reader = reader
         self._runs: dict[str, FollowedRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
         self._renew = asyncio.Event()
         self._renewed_at = float("-inf")
 
@@ -282,7 +283,7 @@ class Feed:
                         self._take(run, appended)
 
     def _take(self, run: FollowedRun, appended: Appended) -> None:
-        run.heard = asyncio.get_running_loop().time()
+        run.heard = self._loop.time()
         run.check_at = run.heard + CHECK_HOT_S
         run.hinted = max(run.hinted, appended.through_offset)
         events = appended.events
