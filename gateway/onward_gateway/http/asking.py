@@ -30,6 +30,9 @@ ENDED = ".end"
 """What the id of `completed` has behind its cursor: who comes back with it has seen everything."""
 
 _PRINTABLE = re.compile(r"[\x21-\x7e][\x20-\x7e]*", re.ASCII)
+IDEMPOTENCY_KEY = r"[!-~\x80-\xff]([ -~\x80-\xff]*[!-~\x80-\xff])?"
+"""What one may be: whatever a header holds as text, in ASCII or not."""
+
 _OFFSET = re.compile(r"\d{1,18}", re.ASCII)
 _WHOLE = re.compile(r"-?\d{1,9}", re.ASCII)
 _SECONDS = re.compile(r"\d{1,12}(\.\d{1,40})?", re.ASCII)
@@ -149,13 +152,14 @@ def request_id(request: Request) -> str:
     """Return the request_id that an Idempotency-Key stands for; empty where there is none.
 
     Raises:
-        Problem: The key is empty.
+        Problem: The key is empty, or has control characters.
     """
     key = request.headers.get("idempotency-key")
     if key is None:
         return ""
-    if not key.strip():
-        raise Problem(400, "REQUEST_INVALID", "The request is malformed", "the Idempotency-Key is empty")
+    if not re.fullmatch(IDEMPOTENCY_KEY, key):
+        why = "the Idempotency-Key is empty, or has control characters"
+        raise Problem(400, "REQUEST_INVALID", "The request is malformed", why)
     if len(key) <= REQUEST_ID_MAX and _PRINTABLE.fullmatch(key):
         return key
     return hashlib.sha256(key.encode("latin-1", "surrogateescape")).hexdigest()  # REQUEST_ID_MAX long

@@ -15,6 +15,7 @@ from onward.v1.executor_service_pb2 import Executor
 from onward.v1.gateway_service_pb2 import Gap, Workflow
 from onward.v1.run_pb2 import Run, RunState
 from onward_gateway.http import media, problems
+from onward_gateway.http.asking import IDEMPOTENCY_KEY
 from onward_gateway.http.documents import Document, schema_of, schema_of_message
 
 REF = "#/components/schemas/"
@@ -342,7 +343,7 @@ def _path(name: str, schema: Mapping[str, Any], description: str) -> Document:
 _RUN = _path("run_id", _RUN_ID, "The run.")
 _IDEMPOTENCY = _header(
     "Idempotency-Key",
-    {"type": "string", "minLength": 1, "pattern": r"^[!-~\x80-\xff]([ -~\x80-\xff]*[!-~\x80-\xff])?$"},
+    {"type": "string", "minLength": 1, "pattern": f"^{IDEMPOTENCY_KEY}$"},
     "A repeat with the same one does nothing, and is answered as the first. A UUID is best.",
 )
 _WAIT = _header("Prefer", {"type": "string", "examples": ["wait=10"]}, "How long to wait, in seconds.")
