@@ -255,7 +255,8 @@ class Client:
     async def cancel(self, run_id: str, reason: str = "") -> Run:
         """Ask for a run's cancellation and return it as it then stands: its code may have to clean up.
 
-        A run that has ended is returned unchanged.
+        A run that has ended is returned unchanged. One that has gone on as another (`continue_as`) is cancelled as what
+        it is now, and that is returned.
         """
         request = gateway.CancelRunRequest(run_id=run_id, reason=reason)
         return (await self._gateways.ask(lambda stub: stub.CancelRun, request)).run

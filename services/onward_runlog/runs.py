@@ -546,6 +546,11 @@ class Runs:
         state = await self._store.command("HGET", keys.run(base, ref), "state")
         return None if state is None else RunState.ValueType(int(state))
 
+    async def was_cancelled(self, namespace: str, run_id: str) -> bool:
+        """Tell whether a run was asked to end, and to clean up before; it may have ended otherwise meanwhile."""
+        base, ref = self._store.place(namespace, run_id)
+        return bool(await self._store.command("HEXISTS", keys.run(base, ref), "cancelled"))
+
     async def was_told(self, namespace: str, run_id: str, request_id: str) -> bool:
         """Tell whether a signal with this request_id is in a run's log."""
         base, ref = self._store.place(namespace, run_id)

@@ -145,6 +145,8 @@ class Errands:
             )
             await self._accepting.submit(submit, staged=staged)
         await self._unless_orphaned(submit)
+        if await self._runs.was_cancelled(namespace, run_id):
+            await self._cancel(namespace, start.run_id, f"run {run_id} was cancelled when it went on")
 
     async def _stop(self, parent_run_id: str, stop: StopRunRequest, *, seen_in_vain: bool) -> None:
         run_id = stop.run_id

@@ -78,9 +78,10 @@ class SchedulerServicer(SchedulerServiceServicer):
         """See SchedulerService.StopRun."""
         async with rpc_errors(context):
             self._check_taking()
-            run, holder = await self._runs.cancel(request.namespace, request.run_id, request.reason)
-            if run.state not in TERMINAL:
-                self._dispatcher.cancel(run, holder)
+            run = await self._cancel(request.namespace, request.run_id, request.reason)
+            while run.continued_as_run_id:
+                await self._check_gone_on(request.namespace, run)
+                run = await self._cancel(request.namespace, run.continued_as_run_id, request.reason)
             run.ClearField("input")
             run.ClearField("output")
             return StopRunResponse(run=run)
@@ -158,8 +159,18 @@ class SchedulerServicer(SchedulerServiceServicer):
                 if not run.continued_as_run_id:
                     raise
                 request.signal.run_id = run.continued_as_run_id
-                if await self._runs.state(request.namespace, run.continued_as_run_id) is None:
-                    raise StoreUnavailable(f"run {run.run_id} is about to go on as another one") from None
+                await self._check_gone_on(request.namespace, run)
+
+    async def _cancel(self, namespace: str, run_id: str, reason: str) -> Run:
+        run, holder = await self._runs.cancel(namespace, run_id, reason)
+        if run.state not in TERMINAL:
+            self._dispatcher.cancel(run, holder)
+        return run
+
+    async def _check_gone_on(self, namespace: str, run: Run) -> None:
+        """Refuse for now what is meant for a run that is about to go on as another one."""
+        if await self._runs.state(namespace, run.continued_as_run_id) is None:
+            raise StoreUnavailable(f"run {run.run_id} is about to go on as another one")
 
     def _check_taking(self) -> None:
         if self.draining:

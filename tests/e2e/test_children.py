@@ -13,7 +13,7 @@ from tests.e2e.test_parking import parked
 from tests.runlog import eventually
 
 from onward import Client, RunFailed, fold
-from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run
+from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_CANCELLING, RUN_STATE_SUCCEEDED, RUN_STATE_WAITING, Run
 
 CHILDREN = Path(__file__).with_name("children.py")
 
@@ -178,6 +178,25 @@ async def test_a_run_goes_on_as_another_and_its_signals_with_it(tmp_path: Path, 
         assert [one.continued_from_run_id for one in chain[1:]] == [one.run_id for one in chain[:-1]]
         assert {one.first_run_id for one in chain[1:]} == {run.run_id}
         assert len([one async for one in client.list_runs(labels={"of": "rounds"})]) == 4
+
+
+async def test_a_run_that_has_gone_on_is_cancelled_as_what_it_is_now(tmp_path: Path, ledger: Path) -> None:
+    """By the name of the first; and the last of them is what is returned."""
+    async with running_suite(tmp_path, target=CHILDREN) as suite, suite.client() as client:
+        run = await client.start("rounds", {"until": 9})
+        for number in range(2):
+            await run.signal("word", f"word {number}")
+        await eventually(lambda: has_begun(ledger, "round 2"), within_s=40)
+        cancelled = await run.cancel("enough")
+        assert (cancelled.first_run_id, cancelled.state) == (run.run_id, RUN_STATE_CANCELLING)
+        await in_state(client, cancelled.run_id, RUN_STATE_CANCELLED)
+        assert (await run.get()).state == RUN_STATE_SUCCEEDED
+        with pytest.raises(RunFailed, match="cancelled"):
+            await run.result()
+
+
+async def has_begun(ledger: Path, line: str) -> bool:
+    return line in lines(ledger)
 
 
 async def by_kind(client: Client, parent: str) -> dict[str, str]:

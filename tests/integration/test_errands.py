@@ -200,7 +200,7 @@ async def test_who_is_to_be_stopped_and_is_not_there_yet_is_looked_for_again(
     await errands.do(Entry(entry.base, entry.id, gone, tries=9))
 
 
-async def going_on(store: Store, runs: Runs, *, signals: int) -> Entry:
+async def going_on(store: Store, runs: Runs, *, signals: int, cancelled: bool = False) -> Entry:
     """Return the errand of a run that goes on, and has taken the first of these signals and no other."""
     await serve(store)
     run, _, _ = await runs.submit(a_run("first", workflow="part"), holder="hand", ttl_s=60)
@@ -214,6 +214,8 @@ async def going_on(store: Store, runs: Runs, *, signals: int) -> Entry:
     following = ContinueRun(submit=submit, signals=[3] if signals > 1 else [], through_offset=4)
     change = RunStateChanged(state=SUCCEEDED, continued_as_run_id="second")
     errand = Errand(continue_run=following).SerializeToString()
+    if cancelled:
+        await runs.cancel("default", "first", "enough")
     reply = await append(store, run, 1, 1, Event(run_state_changed=change), end=f"{SUCCEEDED} second", outbox=[errand])
     assert (reply.status, reply.state) == ("ok", SUCCEEDED)
     entries = [entry for base in store.bases() for entry in await runs.take(base, busy_s=60)]
@@ -262,6 +264,17 @@ async def test_what_is_sent_to_a_run_that_goes_on_comes_after_what_was_sent_befo
     await errands.do(entry)
     sent = [b"%d" % number for number in (1, *range(3, 600))]
     assert await said(store, await runs.get("default", "second")) == [*sent, b"last"]
+
+
+async def test_a_run_that_went_on_when_it_was_cancelled_is_cancelled_as_what_it_is_now(
+    store: Store, runs: Runs, errands: Errands
+) -> None:
+    """Its executor had not heard of it by then."""
+    entry = await going_on(store, runs, signals=0, cancelled=True)
+    await errands.do(entry)
+    second = await runs.get("default", "second")
+    assert second.state == CANCELLED
+    assert (await log_of(store, second))[-1].run_state_changed.reason == "run first was cancelled when it went on"
 
 
 async def test_a_run_without_signals_goes_on_without_any(store: Store, runs: Runs, errands: Errands) -> None:

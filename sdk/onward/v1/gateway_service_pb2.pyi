@@ -454,7 +454,7 @@ class CancelRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> _run_pb2.Run:
-        """run is cancelling or terminal."""
+        """run is cancelling or terminal: the one that was named, or the last that it has gone on as."""
 
     def __init__(
         self,

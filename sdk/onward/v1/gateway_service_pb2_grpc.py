@@ -137,7 +137,8 @@ class GatewayServiceServicer:
     def CancelRun(self, request, context):
         """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
         at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
-        Where none comes within the grace (10 s by default), asking again ends it.
+        Where none comes within the grace (10 s by default), asking again ends it. A run that has gone on as another one is cancelled as what
+        it is now, and that is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,8 @@ class GatewayServiceStub:
     CancelRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelRunRequest, _gateway_service_pb2.CancelRunResponse]
     """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
     at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
-    Where none comes within the grace (10 s by default), asking again ends it.
+    Where none comes within the grace (10 s by default), asking again ends it. A run that has gone on as another one is cancelled as what
+    it is now, and that is returned.
     """
     SignalRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SignalRunRequest, _gateway_service_pb2.SignalRunResponse]
     """SignalRun sends a named value into a run. Idempotent per request_id; kept until the run takes it or ends."""
@@ -91,7 +92,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     CancelRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelRunRequest, _gateway_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
     at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
-    Where none comes within the grace (10 s by default), asking again ends it.
+    Where none comes within the grace (10 s by default), asking again ends it. A run that has gone on as another one is cancelled as what
+    it is now, and that is returned.
     """
     SignalRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SignalRunRequest, _gateway_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """SignalRun sends a named value into a run. Idempotent per request_id; kept until the run takes it or ends."""
@@ -160,7 +162,8 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_service_pb2.CancelRunResponse, _abc.Awaitable[_gateway_service_pb2.CancelRunResponse]]:
         """CancelRun asks for cancellation. On a terminal run it returns the run unchanged. A run that has not begun, or is PAUSED, ends
         at once; any other one is CANCELLING until its code has cleaned up, for which it is given to an executor again if none has it.
-        Where none comes within the grace (10 s by default), asking again ends it.
+        Where none comes within the grace (10 s by default), asking again ends it. A run that has gone on as another one is cancelled as what
+        it is now, and that is returned.
         """
 
     @_abc_1.abstractmethod
