@@ -310,23 +310,31 @@ class Stream:
         await self._send(SubscribeRunResponse(gap=gap))
 
     async def _send_batch(self, followed: FollowedRun, chunk: Chunk) -> None:
-        place = (self._form.name, chunk.after, chunk.through)
-        plain = bool(self._form.name) and chunk.after + 1 >= self._voids.before and len(followed.followers) > 1
-        made = followed.shared.get(place) if plain else None
-        if made is None:
-            cursor = self._cursors.at(chunk.through, chunk.hash)
-            made = self._form.batch(self._cursors, cursor, chunk, self._voids), cursor
-            if plain and len(made[0]) <= SHARED_BYTES_MAX:
-                if len(followed.shared) >= SHARED_MAX:
-                    followed.shared.clear()
-                followed.shared[place] = made
-        message, self._cursor = made
+        alike = len(followed.followers) > 1 and bool(self._form.name) and chunk.after + 1 >= self._voids.before
+        message, self._cursor = self._shared(followed, chunk) if alike else self._made(chunk)
         self._after = chunk.through
         if 0 < self._voids.before <= self._after:
             self._voids = Voids(())  # passed: an idle stream need not keep it
         if self._after == followed.end:
             self._ending = self._read_ending()  # under way while the last events are sent
         await self._write(message)
+
+    def _made(self, chunk: Chunk) -> tuple[bytes, bytes]:
+        """Return the message of a batch, and the cursor after it."""
+        cursor = self._cursors.at(chunk.through, chunk.hash)
+        return self._form.batch(self._cursors, cursor, chunk, self._voids), cursor
+
+    def _shared(self, followed: FollowedRun, chunk: Chunk) -> tuple[bytes, bytes]:
+        """`_made`, once for all readers at this place."""
+        place = (self._form.name, chunk.after, chunk.through)
+        made = followed.shared.get(place)
+        if made is None:
+            made = self._made(chunk)
+            if len(made[0]) <= SHARED_BYTES_MAX:
+                if len(followed.shared) >= SHARED_MAX:
+                    followed.shared.clear()
+                followed.shared[place] = made
+        return made
 
     async def _send_completed(self) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from onward.v1.gateway_service_pb2 import GapPolicy, Position
 from onward.v1.run_pb2 import Run
@@ -32,8 +32,7 @@ Reply = list[Any]
 """XRANGE's: for each entry its id and its fields."""
 
 
-def varint(number: int) -> bytes:
-    """Return a number as protobuf writes it."""
+def _varint(number: int) -> bytes:
     encoded = bytearray()
     while number > 127:
         encoded.append(number & 127 | 128)
@@ -42,8 +41,14 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
+_VARINTS = [_varint(number) for number in range(4_096)]
 # What stands before an event in EventBatch.events, ListRunEventsResponse.events and any other field with number 1.
-_PREFIXES = [b"\n" + varint(size) for size in range(4_096)]
+_PREFIXES = [b"\n" + size for size in _VARINTS]
+
+
+def varint(number: int) -> bytes:
+    """Return a number as protobuf writes it."""
+    return _VARINTS[number] if number < len(_VARINTS) else _varint(number)
 
 
 def framed(event: bytes) -> bytes:
@@ -68,8 +73,7 @@ def first_offset(reply: Reply, last_offset: int) -> int:
     return _offset(reply[0]) if reply else last_offset + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Events in a row, none missing.
 
     Attributes:
