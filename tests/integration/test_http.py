@@ -119,8 +119,8 @@ async def test_a_repeat_is_answered_as_the_first_and_says_so(http: httpx2.AsyncC
         other = await http.post(START, json={"topic": "coffee"}, headers=headers)
         assert problem(other, 409, "REQUEST_ID_REUSED")["metadata"]["run_id"] == first.json()["run_id"]
     assert len({(await http.post(START, json=TEA)).json()["run_id"] for _ in range(2)}) == 2
-    for key in (b"", b"a\tb", b"\x7f"):
-        problem(await http.post(START, json=TEA, headers={b"idempotency-key": key}), 400, "REQUEST_INVALID")
+    for wrong in (b"", b"a\tb", b"\x7f"):
+        problem(await http.post(START, json=TEA, headers={b"idempotency-key": wrong}), 400, "REQUEST_INVALID")
     assert len((await http.get("/v1/runs")).json()["runs"]) == 6
 
 
