@@ -96,7 +96,9 @@ class Fluent:
                 nobody ran it counts too. No further try follows.
             first: Of a stream, from the beginning of a try to its first item, e.g. a model's first token.
             between: Of a stream, from one item to the next, and from the last to the end; the reader's time does not
-                count. A try that `first` or `between` ends may be followed by another, as with `each`.
+                count. A try that `first` or `between` ends may be followed by another, as with `each`. Both are about
+                code that has fallen silent: time in which the run is parked (`onward.sleep`, an answer, a child) is
+                not theirs. It counts for `each` and `total`.
 
         Raises:
             ValueError: One is not a duration above 0.

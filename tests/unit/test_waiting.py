@@ -768,6 +768,30 @@ async def test_a_timeout_around_a_wait_is_kept_while_the_run_is_parked(eager: No
     assert (await testing.run(flow)).output == "TIMEOUT"
 
 
+@pytest.mark.parametrize("reads", [False, True], ids=["awaited", "read"])
+async def test_the_time_in_which_a_run_is_parked_is_no_silence_of_its_stream(eager: None, reads: bool) -> None:
+    """Limits of items are about code that runs; those of a try are kept."""
+
+    @component
+    async def patient() -> AsyncIterator[str]:
+        yield "first "
+        await onward.sleep("1d")
+        yield "last"
+
+    @workflow
+    async def flow(kept: bool) -> str:
+        limited = patient.timeout("1h") if kept else patient.timeout(first="1h", between="1h")
+        try:
+            return "".join([piece async for piece in limited()]) if reads else await limited()
+        except ComponentError as error:
+            return error.reason
+
+    result = await testing.run(flow, kept=False)
+    assert result.output == "first last"
+    assert kinds(result.events).count("run_waiting") == 1
+    assert (await testing.run(flow, kept=True)).output == "TIMEOUT"
+
+
 # Cancelling
 
 
