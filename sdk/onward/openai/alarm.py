@@ -13,8 +13,8 @@ T = TypeVar("T")
 class Alarm:
     """What asyncio.timeout does, with one timer for many waits.
 
-    Chunks come in milliseconds, and each may take a minute: a timer made and cancelled for every one costs more than
-    the chunk.
+    Chunks of a model's answer come in milliseconds, and each may take a minute: a timer made and cancelled for every
+    one costs more than the chunk.
     """
 
     def __init__(self) -> None:
