@@ -29,7 +29,7 @@ from onward_runlog.writer import LogWriter
 SEED = 7
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.xdist_group("chaos")
 async def test_fifty_runs_come_through_chaos(tmp_path: Path) -> None:
     """No lost run, no hole, no duplicate, no zombie byte; raw = settled = output = what an undisturbed run shows."""
