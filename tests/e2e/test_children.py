@@ -122,7 +122,7 @@ async def test_a_parent_and_its_child_survive_the_death_of_everything(tmp_path: 
 async def test_a_child_ends_with_its_parent_and_a_detached_one_does_not(tmp_path: Path, ledger: Path, how: str) -> None:
     """However the parent ends. What had begun cleans up."""
     async with running_suite(tmp_path, target=CHILDREN) as suite, suite.client() as client:
-        run = await client.start("guardian", {"fails": how == "failed"}, run_timeout=5 if how == "timed out" else None)
+        run = await client.start("guardian", {"fails": how == "failed"}, run_timeout=12 if how == "timed out" else None)
         await parked(run)
         children = {child.labels["kind"]: child.run_id for child in await children_of(client, run.run_id)}
         for child in children.values():
