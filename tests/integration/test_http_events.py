@@ -353,6 +353,23 @@ async def test_a_reader_that_never_reads_is_cut_and_costs_others_nothing(
                 pass
 
 
+async def test_a_client_of_http_1_0_gets_no_chunks(door: Door, store: Store) -> None:
+    """It knows of none: the end of the connection is the end of the body."""
+    log = await begun(store)
+    last = await log.close(delta("tea"))
+    host, _, port = door.http.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"GET /v1/runs/run/events HTTP/1.0\r\nhost: {door.http}\r\naccept: {NDJSON['accept']}\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(10):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"transfer-encoding" not in head.lower()
+    events = [line["event"]["offset"] for line in map(json.loads, body.splitlines()) if "event" in line]
+    assert events == list(range(1, last + 1))
+
+
 # Plain text.
 
 

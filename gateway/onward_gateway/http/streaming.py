@@ -141,6 +141,8 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = False
+        # Each event is a piece of its own. The long way costs as much as to make it.
+        connection = scope["state"]["connection"] if scope["http_version"] == "1.1" else None
 
         async def begin(status: int = 200) -> None:
             nonlocal began
@@ -156,8 +158,10 @@ class EventStream:
                 await begin(204 if self._ended else 200)
                 if self._ended or self._head:
                     raise _Enough
-            if message:
-                await send({"type": "http.response.body", "body": message, "more_body": True})
+            if message and connection is not None:
+                await connection.stream(message)
+            elif message:
+                await send(_piece(message))
 
         async def follow() -> None:
             try:
