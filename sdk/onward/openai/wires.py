@@ -69,8 +69,9 @@ class LoopWire:
 
     async def next(self, response: httpx2.Response) -> bytes | None:
         if self._parts is None:
-            # What is not encoded need not go through what decodes.
-            self._parts = response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+            # What is not encoded need not go through what decodes; what a transport has read already is there as a whole.
+            whole = response.is_stream_consumed or "content-encoding" in response.headers
+            self._parts = response.aiter_bytes() if whole else response.aiter_raw()
         try:
             return await anext(self._parts)
         except StopAsyncIteration:
