@@ -119,7 +119,8 @@ async def test_it_answers_while_it_is_being_read(place: Place) -> None:
     place.provider.takes(0.3)
     run = await place.client.start("ingest", {"url": place.url})
     async for view in place.client.watch(run.run_id):
-        if any(page["state"] == "learning" for page in view.states.get("pages", [])):
+        # Most pages name the product, but not every one does.
+        if sum(page["state"] == "learning" for page in view.states.get("pages", [])) >= 8:
             break
     early = await place.ask("What does Larkspur know?")
     assert early["sources"]
