@@ -32,7 +32,6 @@ from onward.v1.run_pb2 import Run
 from onward_gateway import checking
 from onward_gateway.access import Access, Caller, Scope
 from onward_gateway.following import Form, Limits, Stream
-from onward_gateway.pace import Pace
 from onward_gateway.paging import Pages
 from onward_gateway.settings import Settings
 from onward_gateway.starting import Starting
@@ -78,7 +77,6 @@ class Calls:
         self._draining = False
         self._streams: dict[Stream, Caller] = {}
         self._streams_of: Counter[str] = Counter()
-        self._pace = Pace()
 
     @property
     def ready(self) -> bool:
@@ -225,9 +223,7 @@ class Calls:
         )
         work = self._work
         self._check_room(caller)
-        stream = Stream(
-            work.reader, work.feed, work.settling, caller.namespace, request, limits, self._pace, form, write
-        )
+        stream = Stream(work.reader, work.feed, work.settling, caller.namespace, request, limits, form, write)
         self._streams[stream] = caller
         self._streams_of[caller.namespace] += 1
         try:

@@ -26,7 +26,6 @@ from onward.v1.gateway_service_pb2 import (
     View,
 )
 from onward.v1.run_pb2 import Run
-from onward_gateway.pace import Pace
 from onward_runlog.cursor import Cursors
 from onward_runlog.errors import EventsTrimmed, LogRebuilt, StoreUnavailable
 from onward_runlog.feed import Feed, FollowedRun
@@ -43,9 +42,6 @@ RETRY_SLOW_S = 1.0
 SHARED_MAX = 16
 SHARED_BYTES_MAX = 64 * 1024
 """Messages, and their size, that are kept for other readers of the same run at the same place."""
-
-COMPANY_S = 0.03
-"""While the Gateway is busy, a lone event that came this soon after a message waits so long for the next one."""
 
 AGE_JITTER = 0.1
 """Streams that began together do not end together."""
@@ -123,12 +119,10 @@ class Stream:
         namespace: str,
         request: SubscribeRunRequest,
         limits: Limits,
-        pace: Pace,
         form: Form,
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
         """Args:
-        pace: The Gateway's.
         form: What messages look like.
         write: Sends one, and returns when the transport has taken it.
         """
@@ -138,7 +132,6 @@ class Stream:
         self._namespace = namespace
         self._request = request
         self._limits = limits
-        self._pace = pace
         self._form = form
         self._transport = write
         self._loop = asyncio.get_running_loop()
@@ -217,8 +210,6 @@ class Stream:
             if self._handoff is not None:
                 await self._send_handoff(*self._handoff)
                 return
-            if self._may_wait(followed):
-                await self._wait(COMPANY_S)
             chunk = self._next(followed)
             if chunk is not None:
                 await self._send_batch(followed, chunk)
@@ -240,15 +231,6 @@ class Stream:
             return followed.chunk(self._after)
         chunk, self._waiting = split(self._waiting)
         return chunk
-
-    def _may_wait(self, followed: FollowedRun) -> bool:
-        """Say whether there is one event to send, another is likely to come soon, and a message less is a relief."""
-        return (
-            followed.last == self._after + 1 != followed.end
-            and self._waiting is None
-            and self._loop.time() < self._sent_at + COMPANY_S
-            and self._pace.busy()
-        )
 
     def _must_read(self, followed: FollowedRun) -> bool:
         return self._after < followed.known and followed.is_past(self._after)
@@ -371,15 +353,12 @@ class Stream:
 
     # Time.
 
-    async def _wait(self, limit_s: float | None = None) -> None:
+    async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
-        limit = None if limit_s is None else self._loop.call_later(limit_s, self.wake)
         try:
             await self._waiter
         finally:
             self._waiter = None
-            if limit is not None:
-                limit.cancel()
 
     def _is_silent(self) -> bool:
         return self._loop.time() >= self._sent_at + self._limits.heartbeat_s

@@ -41,8 +41,6 @@ from onward.v1.gateway_service_pb2 import (
 from onward.v1.run_pb2 import RunState
 from onward.v1.wake_pb2 import Appended, Wake
 from onward_cli.valkey import embedded_valkey
-from onward_gateway import following
-from onward_gateway.pace import Pace
 from onward_runlog import keys
 from onward_runlog.store import Store, open_store
 
@@ -125,45 +123,6 @@ async def test_only_what_comes_from_now_on(door: Door, store: Store) -> None:
     await log.append(delta("new"))
     await reading.next()
     assert [event.output_delta.text for event in reading.followed.events] == ["new"]
-    reading.cancel()
-
-
-async def test_a_lone_event_waits_for_company_while_the_gateway_is_busy(
-    door: Door, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two share a message. What ends the log waits for nobody."""
-    monkeypatch.setattr(following, "COMPANY_S", 600)
-    monkeypatch.setattr(Pace, "busy", lambda _: True)
-    log = await begun(store)
-    reading = Reading(door, SubscribeRunRequest(run_id="run"))
-    await reading.next()
-    await reading.next()
-    assert reading.followed.offsets == [1]
-    message = asyncio.create_task(reading.next())
-    await log.append(delta("lone"))
-    await asyncio.wait({message}, timeout=0.05)
-    assert not message.done()
-    await log.append(delta("and its company"))
-    await message
-    assert reading.followed.offsets == [1, 2, 3]
-    await log.close()
-    await reading.next()
-    assert reading.followed.offsets == [1, 2, 3, 4]
-    reading.cancel()
-
-
-async def test_company_that_does_not_come_is_not_waited_for(
-    door: Door, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Pace, "busy", lambda _: True)
-    log = await begun(store)
-    reading = Reading(door, SubscribeRunRequest(run_id="run"))
-    await reading.next()
-    await reading.next()
-    for number in range(3):
-        await log.append(delta(f"lone {number}"))
-        await reading.next()
-        assert reading.followed.through == 2 + number
     reading.cancel()
 
 
