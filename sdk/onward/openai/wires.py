@@ -69,7 +69,7 @@ class LoopWire:
 
     async def next(self, response: httpx2.Response) -> bytes | None:
         if self._parts is None:
-            # What is not encoded need not go through what decodes; what a transport has read already is there as a whole.
+            # What is not encoded need not go through what decodes; what a transport has read already is there whole.
             whole = response.is_stream_consumed or "content-encoding" in response.headers
             self._parts = response.aiter_bytes() if whole else response.aiter_raw()
         try:
