@@ -135,7 +135,9 @@ async def test_a_failure_that_is_no_probes_changes_nothing(breakers: RedisBreake
     """Calls that were under way when it opened fail one by one."""
     await fail(breakers)
     await probe(breakers, store)
+    before = await store.command("HMGET", key(store), "state", "probe", "interval", "since")
     await fail(breakers, 10)
+    assert await store.command("HMGET", key(store), "state", "probe", "interval", "since") == before
     breakers.answered(NAME, "probe/1/1")
     await now_in(store, "state", b"ramp")
 
@@ -258,6 +260,7 @@ async def test_nothing_is_left_of_an_outage(breakers: RedisBreakers, store: Stor
     """All keys expire."""
     await fail(breakers)
     await breakers.enter(NAME, "w/1/1")
-    for name in await all_keys(store):
-        if "breaker" in name:
-            assert 0 < await store.command("PTTL", name) <= 600_000
+    ours = [name for name in await all_keys(store) if "breaker" in name]
+    assert len(ours) == 2
+    for name in ours:
+        assert 0 < await store.command("PTTL", name) <= 600_000
