@@ -21,11 +21,12 @@ end
 
 local function terminal(state) return state >= SUCCEEDED end
 
-local function int(value) return string.format('%.0f', value) end
+local function int(value) return string.format('%d', value) end
 
 -- Protobuf, as much as is needed: the two fields that the log sets, and the message on the wake channel.
 local function varint(n)
   if n < 128 then return string.char(n) end
+  if n < 16384 then return string.char(n % 128 + 128, math.floor(n / 128)) end
   local bytes = {}
   while n >= 128 do
     bytes[#bytes + 1] = string.char(n % 128 + 128)
@@ -42,23 +43,34 @@ local function publish(base, appended)
   if #appended > 0 then redis.call('PUBLISH', base .. ':wake', table.concat(appended)) end
 end
 
--- Adds events to a run's log and tells what to publish. offset and attempt follow the writer's bytes, and in protobuf
--- the last value of a field wins.
-local function write(base, ref, attempt, last, events, appended)
+-- Adds events to a run's log, and to `appended` what to publish, in pieces: joined once for all runs, they are copied
+-- once. offset and attempt follow the writer's bytes, and in protobuf the last value of a field wins. from and through:
+-- where in `events` they are, if not all.
+local function write(base, ref, attempt, last, events, appended, from, through)
   local log = base .. ':' .. ref .. ':log'
   local tail = '\24' .. varint(attempt)
-  local size, offset = 0, last
-  local hint = { bytes_field('\10', ref), '\16' .. varint(last) }
-  for i = 1, #events do
+  from, through = from or 1, through or #events
+  local bytes = 0
+  for i = from, through do bytes = bytes + #events[i] end
+  local shown = bytes <= HINT_BYTES_MAX
+  local size, offset, told = 0, last, 0
+  local head = #appended + 1
+  local at = head
+  appended[head] = ''
+  for i = from, through do
     offset = offset + 1
     local event = events[i] .. '\8' .. varint(offset) .. tail
     redis.call('XADD', log, int(offset) .. '-0', 'e', event)
     size = size + #event
-    hint[i + 2] = bytes_field('\34', event)
+    if shown then
+      local tag = '\34' .. varint(#event)
+      told = told + #tag + #event
+      appended[at + 1], appended[at + 2] = tag, event
+      at = at + 2
+    end
   end
-  if size > HINT_BYTES_MAX then hint = { hint[1], hint[2] } end
-  hint[#hint + 1] = '\24' .. varint(offset)
-  appended[#appended + 1] = bytes_field('\10', table.concat(hint))
+  local hint = bytes_field('\10', ref) .. '\16' .. varint(last) .. '\24' .. varint(offset)
+  appended[head] = '\10' .. varint(#hint + told) .. hint
   return offset, size
 end
 
@@ -341,7 +353,8 @@ local function adds_up(argv)
   if not whole(argv[1], argv[2], argv[3]) then return false end
   local at = 4
   while at <= #argv do
-    local ending, used, n = string.gsub(argv[at + 3] or '', '^6 [%w_-]+$', '6'), argv[at + 6], tonumber(argv[at + 7])
+    local ending, used, n = argv[at + 3] or '', argv[at + 6], tonumber(argv[at + 7])
+    if ending ~= '' then ending = string.gsub(ending, '^6 [%w_-]+$', '6') end
     local m = n and n >= 0 and tonumber(argv[at + 8 + n])
     if not m or m < 0 or m % 1 ~= 0 or not ENDINGS[ending] or (ending ~= '' and n == 0) then return false end
     if used ~= '' and not string.match(used, '^%d+ %d+ %d+ %d+ %d+$') then return false end
@@ -364,6 +377,17 @@ local function sum(before, more)
   end))
 end
 
+-- What an attempt's first append does beside: the run is RUNNING from here on.
+-- → its state
+local function begin(base, ref, key, state)
+  redis.call('HSET', key, 'began', 1)
+  redis.call('HSETNX', key, 'start', int(now_ms()))
+  if state ~= QUEUED then return state end
+  redis.call('HSET', key, 'state', RUNNING)
+  move(base, ref, redis.call('HGET', key, 'score'), QUEUED, RUNNING)
+  return RUNNING
+end
+
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
 --   attempt; behind SUCCEEDED and a space the run_id of the run that it goes on as), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
 --   name and value, k, k entries for the outbox
@@ -373,9 +397,12 @@ local function append(keys, argv)
   local at, replies, appended = 4, {}, {}
   if not adds_up(argv) then return redis.error_reply('ERR append: the arguments do not add up') end
   while at <= #argv do
-    local ref, attempt, seq, ending = argv[at], tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3])
-    local successor = string.match(argv[at + 3], '^6 (.+)$')
-    if successor then ending = SUCCEEDED end
+    local ref, attempt, seq, ending = argv[at], tonumber(argv[at + 1]), tonumber(argv[at + 2]), nil
+    local successor
+    if argv[at + 3] ~= '' then
+      successor = string.match(argv[at + 3], '^6 (.+)$')
+      ending = successor and SUCCEEDED or tonumber(argv[at + 3])
+    end
     local output, failure, used, n = argv[at + 4], argv[at + 5], argv[at + 6], tonumber(argv[at + 7])
     local first = at + 8
     local memo = first + n
@@ -384,15 +411,15 @@ local function append(keys, argv)
     local k = tonumber(argv[posted])
     at = posted + 1 + k
     local key = base .. ':' .. ref .. ':run'
-    local run = load(key, 'state', 'attempt', 'holder', 'seq', 'committed', 'last', 'bytes', 'score', 'start', 'began')
+    local run = load(key, 'state', 'attempt', 'holder', 'seq', 'last', 'bytes')
     local reply
     if not run then
       reply = { 'fenced', 0, 0, 0, 0 }
     else
-      local state, held, last, size = tonumber(run[1]), tonumber(run[2]), tonumber(run[6]), tonumber(run[7])
+      local state, held, last, size = tonumber(run[1]), tonumber(run[2]), tonumber(run[5]), tonumber(run[6])
       local expected = tonumber(run[4])
       if attempt == held and seq == expected and seq > 0 then
-        reply = { 'ok', state, held, tonumber(run[5]), size }
+        reply = { 'ok', state, held, tonumber(redis.call('HGET', key, 'committed')), size }
       elseif terminal(state) then
         reply = { 'closed', state, held, last, size }
       elseif attempt ~= held or run[3] == '' then
@@ -402,10 +429,9 @@ local function append(keys, argv)
       elseif not ending and (last + n > events_max or size > bytes_max) then
         reply = { 'full', state, held, last, size }
       else
-        local events, added = {}, 0
-        for i = 1, n do events[i] = argv[first + i - 1] end
         if n > 0 then
-          last, added = write(base, ref, attempt, last, events, appended)
+          local added
+          last, added = write(base, ref, attempt, last, argv, appended, first, memo - 1)
           size = size + added
         end
         for pair = memo + 1, memo + 2 * m, 2 do
@@ -413,33 +439,20 @@ local function append(keys, argv)
         end
         if k > 0 then redis.call('HSET', key, 'kin', 1) end
         for i = 1, k do post(base, 'errand.' .. attempt .. '.' .. seq .. '.' .. i .. ':' .. ref, argv[posted + i]) end
-        local record = { 'seq', seq, 'committed', int(last), 'last', int(last), 'bytes', int(size) }
-        if run[10] == '0' then
-          record[#record + 1] = 'began'
-          record[#record + 1] = 1
-          if not run[9] then
-            record[#record + 1] = 'start'
-            record[#record + 1] = int(now_ms())
-          end
-          if state == QUEUED then
-            record[#record + 1] = 'state'
-            record[#record + 1] = RUNNING
-            move(base, ref, run[8], state, RUNNING)
-            state = RUNNING
-          end
-        end
-        redis.call('HSET', key, unpack(record))
+        local through = int(last)
+        redis.call('HSET', key, 'seq', seq, 'committed', through, 'last', through, 'bytes', int(size))
+        if expected == 0 then state = begin(base, ref, key, state) end
         if used ~= '' then redis.call('HSET', key, 'usage', sum(redis.call('HGET', key, 'usage'), used)) end
         if ending then
           if output ~= '' then redis.call('HSET', key, 'output', output) end
           if failure ~= '' then redis.call('HSET', key, 'error', failure) end
           if successor then redis.call('HSET', key, 'continued', successor) end
           if terminal(ending) then
-            close(base, ref, key, ending, state, run[8], expire)
+            close(base, ref, key, ending, state, redis.call('HGET', key, 'score'), expire)
           else
             redis.call('HSET', key, 'state', ending, 'holder', '')
             redis.call('ZREM', base .. ':leases', ref)
-            move(base, ref, run[8], state, ending)
+            move(base, ref, redis.call('HGET', key, 'score'), state, ending)
             post_hooks(base, ref, 'pause.' .. int(last), redis.call('HGET', key, 'hooks_pause') or 0)
           end
           state = ending

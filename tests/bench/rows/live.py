@@ -148,14 +148,16 @@ async def _live(gateway: str, runs: int, count: int) -> Live:
             async with starting:
                 run_id = await start(stub, "deltas", begin=begin, count=count, period_ms=PERIOD_MS)
             got = await follow(stub, run_id, stamped=True)
-            if got.events != count + OTHER_EVENTS or len(got.deltas) != count:
-                raise Undelivered(f"run {run_id}: {len(got.deltas)} deltas of {count} in {got.events} events")
+            if got.events != count + OTHER_EVENTS or len(got.stamps) != count:
+                raise Undelivered(f"run {run_id}: {len(got.stamps)} deltas of {count} in {got.events} events")
             return got
 
         followed = await asyncio.gather(*(one(number) for number in range(runs)))
-    begin = max(got.deltas[0][0] for got in followed) + SETTLE_NS
-    end = min(got.deltas[-1][0] for got in followed)
-    lags = [lag / 1e6 for got in followed for stamp, lag in got.deltas if begin <= stamp < end]
+    begin = max(got.stamps[0] for got in followed) + SETTLE_NS
+    end = min(got.stamps[-1] for got in followed)
+    lags = [
+        lag / 1e6 for got in followed for stamp, lag in zip(got.stamps, got.lags, strict=True) if begin <= stamp < end
+    ]
     if not lags:
         raise RuntimeError(f"the first of {runs} runs had ended before the last one began")
     return Live(lags, sum(got.messages for got in followed), sum(os.times()[:2]) - before_s)
