@@ -10,12 +10,15 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
 
 from website.errors import Refused, Unreachable
 
 URL_CHARS_MAX = 2_000
 PORTS = {"http": 80, "https": 443}
+NAMES_KEPT = 4_096
+"""Links whose one way to be written is remembered: the pages of a site lead to the same ones over and over."""
 
 _SITE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*(_[0-9]{1,5})?")
 _TRACKING = ("utm_", "fbclid", "gclid", "mc_")
@@ -23,6 +26,7 @@ _CARRIES_IPV4 = [ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b
 """Addresses that a gateway turns into IPv4 ones, so that a private one could hide in them."""
 
 
+@lru_cache(NAMES_KEPT)
 def normal(url: str, base: str = "") -> str:
     """Return the one way to write a page's URL: absolute, without a fragment and without what only counts visitors.
 

@@ -115,11 +115,15 @@ def _links(tree: LexborHTMLParser, url: str) -> list[str]:
     base = tree.css_first("base[href]")
     start = (base.attributes.get("href") or url) if base else url
     found: dict[str, None] = {}
+    try:
+        start = normal(start, url)
+    except Refused:
+        return []
     for node in tree.css("a[href]"):
         if "nofollow" in (node.attributes.get("rel") or "") or len(found) >= LINKS_MAX:
             continue
         try:
-            found.setdefault(normal(node.attributes.get("href") or "", normal(start, url)))
+            found.setdefault(normal(node.attributes.get("href") or "", start))
         except Refused:
             continue  # mailto:, javascript: and the like
     return list(found)
