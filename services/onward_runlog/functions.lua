@@ -1,5 +1,7 @@
 #!lua name=onward1
--- The atomic writes of the run log, version 1. protos/README.md specifies them for executors in any language.
+-- Revision 1
+-- The atomic writes of the run log, version 1. protos/README.md specifies them for executors in any language. The revision
+-- goes up with every change: of two builds at one store, the functions of the newer one stay.
 --
 -- KEYS[1] is a partition's base name, e.g. "onward:{3}"; every name made here begins with it, so one call stays in one
 -- slot. A run is named by its ref, "<namespace>/<run_id>". Times are milliseconds of this server's clock. All functions

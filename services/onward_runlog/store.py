@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from typing import Any
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 VERSION = "onward1"
 """Name of the library of functions and prefix of each; two versions may live side by side in a rolling deploy."""
 
+_REVISION = re.compile(r"^-- Revision (\d+)$", re.MULTILINE)
+
 PARTITIONS = 16
 """Partitions of a store that nobody has used yet. Written into it, and never changed after."""
 
@@ -28,6 +31,12 @@ PARTITIONS = 16
 def library() -> str:
     """Return the source of the functions."""
     return files("onward_runlog").joinpath("functions.lua").read_text()
+
+
+def revision_of(source: str) -> int:
+    """Return the revision of a library's source; 0 where it tells none."""
+    told = _REVISION.search(source)
+    return int(told[1]) if told else 0
 
 
 class Store:
@@ -123,11 +132,23 @@ def _setup(connection: Connection) -> asyncio.Future[Any]:
 
 
 async def _load_functions(connection: Connection) -> None:
-    """Bring the functions of a store that was used before up to what this build has: a fix must reach it, too."""
+    """Bring the functions of a store that was used before up to what this build has: a fix must reach it, too.
+
+    A process of an older build that starts in the middle of a deploy leaves those of the newer one alone.
+    """
+    source = library()
     try:
-        await connection.call("FUNCTION", "LOAD", "REPLACE", library())
+        loaded = await connection.call("FUNCTION", "LIST", "LIBRARYNAME", VERSION, "WITHCODE")
+        if not loaded or revision_of(_code_of(loaded[0])) <= revision_of(source):
+            await connection.call("FUNCTION", "LOAD", "REPLACE", source)
     except (ResponseError, StoreUnavailable) as error:  # not allowed, or out of memory: who can, loads them
         logger.warning("cannot load the functions: %s", error)
+
+
+def _code_of(entry: list[Any]) -> str:
+    """Return the source in an entry of FUNCTION LIST, which is names and values in turns."""
+    code: bytes = dict(zip(entry[::2], entry[1::2], strict=True))[b"library_code"]
+    return code.decode()
 
 
 async def _check_fit(connection: Connection) -> None:

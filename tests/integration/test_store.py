@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from onward_runlog.deployments import Deployments
 from onward_runlog.errors import StoreUnavailable, StoreUnfit
 from onward_runlog.leases import Heartbeat
 from onward_runlog.runs import Runs
-from onward_runlog.store import PARTITIONS, VERSION, Store, open_store
+from onward_runlog.store import PARTITIONS, VERSION, Store, library, open_store, revision_of
 from onward_runlog.subscription import messages
 from onward_runlog.writer import LogWriter
 
@@ -68,6 +69,23 @@ async def test_a_store_that_was_used_before_gets_the_functions_of_today(redis_ur
         await redis.function_load(stale)
     async with open_store(redis_url) as store:
         assert await store.call("held", keys.base(0), "e1") == []
+
+
+async def test_an_older_build_leaves_the_functions_of_a_newer_one_alone(redis_url: str) -> None:
+    """One that starts, or comes back, in the middle of a deploy. What it asks for they still do."""
+    newer = library().replace(f"-- Revision {revision_of(library())}\n", "-- Revision 1000000\n")
+    async with Redis.from_url(redis_url) as redis:
+        await redis.function_load(newer)
+        async with open_store(redis_url) as store:
+            assert await store.call("held", keys.base(0), "e1") == []
+        [entry] = await redis.function_list(library=VERSION, withcode=True)
+        assert revision_of(entry[entry.index(b"library_code") + 1].decode()) == 1_000_000
+
+
+def test_the_revision_goes_up_with_every_change_of_the_functions() -> None:
+    """If this fails: raise the revision at the top of functions.lua, and put the new digest here."""
+    digest = blake2b(library().encode(), digest_size=8).hexdigest()
+    assert (revision_of(library()), digest) == (1, "18db3be4d940d4ec")
 
 
 @pytest.mark.parametrize(("setting", "unfit", "fit"), [("maxmemory-policy", "allkeys-lru", "noeviction")])
