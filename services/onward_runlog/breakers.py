@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 from random import random
 from typing import Any
+from uuid import uuid4
 
 from redis.exceptions import RedisError
 
@@ -44,6 +46,9 @@ class RedisBreakers:
         """Since the last report, by name: how many, and when the newest came by the loop's clock."""
         self._telling: asyncio.TimerHandle | None = None
         self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._reporter = uuid4().hex
+        self._reports = count(1)
+        """Each has a number, so that one whose reply was lost and that is sent again counts once."""
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[RedisBreakers]:
@@ -107,7 +112,8 @@ class RedisBreakers:
         answers, at = self._answers.pop(name, (0, 0.0))
         age_ms = round((asyncio.get_running_loop().time() - at) * 1000) if answers else 0
         jitter = f"{random():.3f}"
-        return self._call("breaker_report", name, call, answers, age_ms, failures, round(took_s * 1000), jitter)
+        told = (answers, age_ms, failures, round(took_s * 1000), jitter)
+        return self._call("breaker_report", name, call, *told, self._reporter, next(self._reports))
 
     def _ended(self, name: str, call: str) -> bool:
         """Note that a call is over. Returns whether it was a probe."""

@@ -1331,16 +1331,28 @@ local function breaker_failed(breaker, began, call, jitter)
   end
 end
 
+-- Whether a report was taken in before, and its reply was lost. Remembered as long as failures count.
+local function breaker_repeated(breaker, reporter, number)
+  if not reporter then return false end  -- an older executor numbers none
+  local key = breaker.key .. ':told:' .. reporter
+  if tonumber(number) <= tonumber(redis.call('GET', key) or 0) then return true end
+  redis.call('SET', key, number, 'PX', FORGOTTEN)
+  return false
+end
+
 -- breaker_report: name, call ("" none), answers since the last report, ms since the newest, failures (0 or 1), ms since that
---   try began, jitter (0 to 1) → {"closed"} | {"open" or "ramp", ms since the outage began}. A probe that had neither is given back.
+--   try began, jitter (0 to 1), reporter, number of its report, which goes up
+--   → {"closed"} | {"open" or "ramp", ms since the outage began}. A probe that had neither is given back.
 local function breaker_report(keys, argv)
   local breaker = breaker_open(keys[1], argv[1])
   local call = argv[2]
-  if tonumber(argv[3]) > 0 then breaker_answered(breaker, breaker.now - tonumber(argv[4])) end
-  if tonumber(argv[5]) > 0 then
-    breaker_failed(breaker, breaker.now - tonumber(argv[6]), call, tonumber(argv[7]))
-  elseif breaker.probe == call then
-    breaker.probe, breaker.probe_at = nil, breaker.now
+  if not breaker_repeated(breaker, argv[8], argv[9]) then
+    if tonumber(argv[3]) > 0 then breaker_answered(breaker, breaker.now - tonumber(argv[4])) end
+    if tonumber(argv[5]) > 0 then
+      breaker_failed(breaker, breaker.now - tonumber(argv[6]), call, tonumber(argv[7]))
+    elseif breaker.probe == call then
+      breaker.probe, breaker.probe_at = nil, breaker.now
+    end
   end
   breaker.state = breaker.state or 'closed'
   breaker_close(breaker)

@@ -246,6 +246,32 @@ async def test_a_reply_that_is_lost_is_asked_for_again(redis_url: str, store: St
         assert proxy.lost == 1
 
 
+async def test_a_report_whose_reply_is_lost_counts_once(redis_url: str, store: Store) -> None:
+    """Two failures are no outage, however often they are told. Those of the next process are others."""
+    async with (
+        proxy_to(redis_url) as proxy,
+        open_store(proxy.url) as through,
+        RedisBreakers(through).opened() as breakers,
+    ):
+        proxy.lose_reply(b"breaker_report", nth=2)
+        assert await fail(breakers, 2) == [None, None]
+        assert proxy.lost == 1
+        assert await store.command("HGET", key(store), "failures") == b"2"
+    async with RedisBreakers(store).opened() as breakers:
+        assert await breakers.failed(NAME, "next/1/1", 0.0) is not None
+
+
+async def test_an_answer_that_is_told_again_ends_no_outage_that_began_since(
+    breakers: RedisBreakers, store: Store
+) -> None:
+    base = key(store).partition(":breaker")[0]
+    answered = (NAME, "", 1, 0, 0, 0, "0.5", "reporter", 1)
+    assert await store.call("breaker_report", base, *answered) == [b"closed"]
+    await fail(breakers)
+    await put(store, at=0)
+    assert (await store.call("breaker_report", base, *answered))[0] == b"open"
+
+
 async def test_waits_for_a_provider_are_told(store: Store) -> None:
     """Only those: a probe does not wait."""
     waits: list[float] = []
@@ -261,6 +287,6 @@ async def test_nothing_is_left_of_an_outage(breakers: RedisBreakers, store: Stor
     await fail(breakers)
     await breakers.enter(NAME, "w/1/1")
     ours = [name for name in await all_keys(store) if "breaker" in name]
-    assert len(ours) == 2
+    assert len(ours) == 3
     for name in ours:
         assert 0 < await store.command("PTTL", name) <= 600_000
