@@ -385,7 +385,7 @@ class Standing:
             CancelledError: The attempt is over.
         """
         if self.wait_s:
-            await sleep.get()(self.wait_s)
+            await self._wait()
             self.wait_s = 0.0
             self.try_began = time.monotonic()
         if self._call.instance is None:
@@ -400,6 +400,16 @@ class Standing:
         if self._call.flight is not None:
             this.flights = (*this.flights, self._call.flight.key)
         return this
+
+    async def _wait(self) -> None:
+        """Wait before the next try. In a run that is a wait like others: where it takes long, the run parks."""
+        instance, instead = self._call.instance, sleep.get()
+        if instead is not None:
+            await instead(self.wait_s)
+        elif instance is None:
+            await asyncio.sleep(self.wait_s)
+        else:
+            await instance.journal.waits.back_off(instance, self.wait_s)
 
     async def stop(self) -> None:
         """Stop what the try that failed has left running; the time of all tries may have ended it in the middle."""

@@ -63,7 +63,8 @@ class Fluent:
             attempts: Tries in all, the first included: 1 to 1,000, 4 by default.
             backoff: How long to wait at most before the second try, and before any: "1s..30s" by default. The bound
                 doubles from the one to the other, and the wait is a random share of it. An error's Retry-After is
-                waited for where it is longer.
+                waited for where it is longer. A run with nothing else to do parks for a wait of more than 2 s, as for
+                `onward.sleep`.
             total: No further try begins when this much time has passed since the first did. Unlimited by default.
             on: Errors that are worth another try: all by default. The error of a component below counts as the one it
                 began with.

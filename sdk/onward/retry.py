@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -23,8 +22,8 @@ RETRY_AFTER_S_MAX = 86_400.0
 
 Errors = type[Exception] | tuple[type[Exception], ...]
 
-sleep: ContextVar[Callable[[float], Awaitable[None]]] = ContextVar("onward_sleep", default=asyncio.sleep)
-"""How to wait between tries. Tests put something quicker here."""
+sleep: ContextVar[Callable[[float], Awaitable[None]] | None] = ContextVar("onward_sleep", default=None)
+"""What is done instead of waiting between tries. Tests put something quicker here."""
 
 
 class TryTimeout(TimeoutError):

@@ -21,7 +21,7 @@ from onward.instance import CURRENT, Instance
 from onward.log import ASKED, RESERVED
 from onward.past import Past
 from onward.rest import at_rest
-from onward.v1.event_pb2 import Event, RunWaiting, WaitKind
+from onward.v1.event_pb2 import WAIT_KIND_RETRY, Event, RunWaiting, WaitKind
 from onward.v1.run_pb2 import Payload
 
 if TYPE_CHECKING:
@@ -226,6 +226,23 @@ class Waits:
         self.stir()
         return wait
 
+    async def back_off(self, instance: Instance, wait_s: float) -> None:
+        """Wait before the next try of an instance.
+
+        The wait is no instance of its own: that a try failed, and when the next one begins, is in the log already.
+
+        Raises:
+            CancelledError: It was cancelled, or the attempt is over.
+        """
+        due_s = min(self.pace.clock() + wait_s, LAST_S)
+        words = f"retry of {instance.name}"
+        wait = self.begin(instance, WAIT_KIND_RETRY, words, signal="", due_s=due_s, fits=_nothing, schema=b"")
+        try:
+            self.arm(wait)
+            await wait.end
+        finally:
+            self.end(wait)
+
     def end(self, wait: Wait, *, unused: bool = False) -> Mapping[str, bytes]:
         """Close a wait.
 
@@ -384,6 +401,10 @@ class Waits:
                 timer.cancel()
         if self._learning is not None:
             self._learning.cancel()
+
+
+def _nothing(value: Payload) -> None:
+    return None
 
 
 def _is_fact(name: str) -> bool:

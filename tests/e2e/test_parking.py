@@ -11,7 +11,7 @@ from tests.runlog import eventually
 
 from onward import InvalidInput, InvalidRequest, RunFailed, fold
 from onward.client import RunHandle
-from onward.v1.event_pb2 import ATTEMPT_CAUSE_CANCELLED, ATTEMPT_CAUSE_WOKEN, Event
+from onward.v1.event_pb2 import ATTEMPT_CAUSE_CANCELLED, ATTEMPT_CAUSE_WOKEN, WAIT_KIND_RETRY, Event
 from onward.v1.run_pb2 import RUN_STATE_WAITING
 from onward_runlog.store import open_store
 
@@ -94,6 +94,24 @@ async def test_a_parked_run_survives_everything(tmp_path: Path) -> None:
 
         await eventually(parked_again, within_s=40)
         assert (await client.get(slept.run_id)).HasField("wake_time")
+
+
+async def test_a_run_that_waits_for_its_next_try_holds_no_slot(tmp_path: Path) -> None:
+    """With one slot for all of them, and another run between."""
+    async with (
+        running_suite(tmp_path, target=WAITING, executor_options=["--slots=1"]) as suite,
+        suite.client() as client,
+    ):
+        runs = [await client.start("patient", {"who": who}) for who in "abc"]
+        assert await client.invoke("quick", {}) == "through"
+        for run, who in zip(runs, "abc", strict=True):
+            assert await run.result() == f"answered {who}"
+            events = [event async for event in run.follow()]
+            check_log(events)
+            assert causes(events)[1:] == [ATTEMPT_CAUSE_WOKEN]
+            [waiting] = [event.run_waiting for event in events if event.HasField("run_waiting")]
+            assert (waiting.reason, *waiting.kinds) == ("retry of busy", WAIT_KIND_RETRY)
+            assert waiting.HasField("wake_time")
 
 
 async def test_a_race_goes_on_the_way_it_went(tmp_path: Path) -> None:

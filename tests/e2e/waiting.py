@@ -69,6 +69,30 @@ async def form() -> str:
     return f"{answer.name} is {answer.age}"
 
 
+class Busy(Exception):
+    """What is asked is busy, and says for how long."""
+
+    retry_after_s = 3.0
+
+
+_asked: set[str] = set()
+
+
+@component.retry(2, 0)
+async def busy(who: str) -> str:
+    """Answer the second time."""
+    if who not in _asked:
+        _asked.add(who)
+        raise Busy
+    return f"answered {who}"
+
+
+@workflow
+async def patient(who: str) -> str:
+    """Ask what is busy."""
+    return await busy(who)
+
+
 @workflow
 async def quick() -> str:
     """Go through."""

@@ -196,6 +196,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """A rate limit or a spending limit."""
     WAIT_KIND_PROVIDER: _WaitKind.ValueType  # 5
     """A provider that is down."""
+    WAIT_KIND_RETRY: _WaitKind.ValueType  # 6
+    """The time of a component's next try."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """WaitKind is what a run can wait for."""
@@ -212,6 +214,8 @@ WAIT_KIND_BUDGET: WaitKind.ValueType  # 4
 """A rate limit or a spending limit."""
 WAIT_KIND_PROVIDER: WaitKind.ValueType  # 5
 """A provider that is down."""
+WAIT_KIND_RETRY: WaitKind.ValueType  # 6
+"""The time of a component's next try."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 @_typing.final
