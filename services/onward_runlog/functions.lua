@@ -40,6 +40,11 @@ end
 
 local function bytes_field(tag, value) return tag .. varint(#value) .. value end
 
+-- A Timestamp.
+local function time_field(tag, seconds, micros)
+  return bytes_field(tag, '\8' .. varint(seconds) .. '\16' .. varint(micros * 1000))
+end
+
 -- Wake: the runs that were appended to in this call. Field numbers as in onward_runlog/wake.proto.
 local function publish(base, appended)
   if #appended > 0 then redis.call('PUBLISH', base .. ':wake', table.concat(appended)) end
@@ -258,24 +263,50 @@ local function unstage(base, ref, token)
   return last, tonumber(size)
 end
 
+-- The last second of the year 9999, behind which no time can be told.
+local LAST_S = 253402300799
+
+-- Writes into a run when it was accepted and, with a time limit (in ms, else 0), its deadline: by this clock, whatever
+-- its Scheduler wrote, since this one judges them. In protobuf the last value of a field wins.
+-- → the run, when it was accepted in µs, its deadline in ms
+local function date(run, start, timeout, deadline)
+  local t = redis.call('TIME')
+  local s, micros = tonumber(t[1]), tonumber(t[2])
+  run = run .. time_field('\130\1', s, micros)
+  local created = int(s * 1000000 + micros)
+  if timeout == 0 then return run, created, deadline end
+  if start > s * 1000 + micros / 1000 then s, micros = math.floor(start / 1000), start % 1000 * 1000 end
+  micros = micros + timeout % 1000 * 1000
+  s = s + math.floor(timeout / 1000) + math.floor(micros / 1000000)
+  micros = micros % 1000000
+  if s >= LAST_S then s, micros = LAST_S, 0 end
+  return run .. time_field('\170\1', s, micros), created, int(s * 1000 + math.floor(micros / 1000))
+end
+
 -- submit: ref, digest, run, input, deployment, priority, fairness, start (0: now), deadline (0: none), score, log_id,
 --   trace, event, queue_max, holder ('' or who takes it if nobody waits), ttl, attempt and token of what was staged for
 --   it (0 and '' for none: then the event is its first), kin (1 if other runs want to know of its end), hooks, how many
---   of them its end has, and each pause, n, names of n indexes, k, k entries for the outbox
--- → {"new", attempt, or 0 while it waits} | {"replayed", SHOWN values} | {"reused"} | {"full"} | {"unstaged"}
+--   of them its end has, and each pause, n, names of n indexes, k, k entries for the outbox, time limit in ms (0: none),
+--   with which score and deadline are set here
+-- → {"new", attempt, or 0 while it waits, score: when it was accepted in µs} | {"replayed", SHOWN values} | {"reused"} |
+--   {"full"} | {"unstaged"}
 local function submit(keys, argv)
   local base, ref, digest = keys[1], argv[1], argv[2]
   local key = base .. ':' .. ref .. ':run'
-  local known = load(key, 'digest', 'log_id', 'attempt', 'holder', 'began')
+  local known = load(key, 'digest', 'log_id', 'attempt', 'holder', 'began', 'score')
   if known then
     if known[1] ~= digest then return { 'reused' } end
     if known[2] ~= argv[11] then return { 'replayed', redis.call('HMGET', key, unpack(SHOWN)) } end
     -- Every call brings a log_id of its own: this is the first call again, whose reply was lost.
     local given = tonumber(known[3]) == tonumber(argv[17]) + 1 and known[4] ~= '' and known[4] == argv[15] and known[5] == '0'
-    return { 'new', given and tonumber(known[3]) or 0 }
+    return { 'new', given and tonumber(known[3]) or 0, known[6] }
   end
   local deployment, priority, fairness = argv[5], tonumber(argv[6]), argv[7]
-  local start, deadline, score = tonumber(argv[8]), tonumber(argv[9]), argv[10]
+  local run, start, deadline, score = argv[3], tonumber(argv[8]), argv[9], argv[10]
+  local posted = 24 + tonumber(argv[23])
+  local k = tonumber(argv[posted] or 0)  -- an older Scheduler has none
+  local timeout = argv[posted + k + 1]
+  if timeout then run, score, deadline = date(run, start, tonumber(timeout), deadline) end  -- an older one sends no such
   local waiting = redis.call('ZCARD', base .. ':queue:' .. deployment)
   if waiting >= tonumber(argv[14]) then return { 'full' } end
   local appended, last, size = {}
@@ -285,25 +316,22 @@ local function submit(keys, argv)
     last, size = unstage(base, ref, argv[18])
     if not last then return { 'unstaged' } end
   end
-  local n, names = tonumber(argv[23]), {}
+  local names = {}
   local run_id = string.match(ref, '/(.*)$')
-  for i = 1, n do
+  for i = 1, tonumber(argv[23]) do
     names[i] = argv[23 + i]
     redis.call('ZADD', index(base, ref, names[i]), score, run_id)
   end
   redis.call('ZADD', index(base, ref, 's=' .. QUEUED), score, run_id)
-  redis.call('HSET', key, 'digest', digest, 'run', argv[3], 'input', argv[4], 'deployment', deployment, 'priority',
+  redis.call('HSET', key, 'digest', digest, 'run', run, 'input', argv[4], 'deployment', deployment, 'priority',
     argv[6], 'fairness', fairness, 'score', score, 'log_id', argv[11], 'trace', argv[12], 'state', QUEUED,
     'attempt', argv[17], 'kin', argv[19], 'holder', '', 'seq', 0, 'committed', 0, 'began', 0, 'deaths', 0, 'cause', CAUSE_STARTED, 'last', last, 'bytes', size,
-    'deadline', argv[9], 'indexes', cmsgpack.pack(names))
+    'deadline', deadline, 'indexes', cmsgpack.pack(names))
   if argv[20] ~= '' then
     redis.call('HSET', key, 'hooks', argv[20], 'hooks_end', argv[21], 'hooks_pause', argv[22])
   end
-  local posted = 24 + n
-  for i = 1, tonumber(argv[posted] or 0) do  -- an older Scheduler has none
-    post(base, 'errand.0.0.' .. i .. ':' .. ref, argv[posted + i])
-  end
-  if deadline > 0 then redis.call('ZADD', base .. ':timers', argv[9], 'd:' .. ref) end
+  for i = 1, k do post(base, 'errand.0.0.' .. i .. ':' .. ref, argv[posted + i]) end
+  if deadline ~= '0' then redis.call('ZADD', base .. ':timers', deadline, 'd:' .. ref) end
   local attempt = 0
   if start > now_ms() then
     redis.call('ZADD', base .. ':timers', argv[8], 's:' .. ref)
@@ -313,7 +341,7 @@ local function submit(keys, argv)
     enqueue(base, deployment, ref, priority, fairness, false)
   end
   publish(base, appended)
-  return { 'new', attempt }
+  return { 'new', attempt, score }
 end
 
 -- claim: name of a queue, holder, ttl, n → up to n of {ref, DISPATCH values}

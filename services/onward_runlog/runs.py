@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -59,6 +60,9 @@ ENTRIES_MAX = 20
 # The fields that functions reply with, as the two lists of the same names in functions.lua.
 _SHOWN = tuple(name.encode() for name in LISTED)
 _DISPATCH = tuple(b"run input attempt cause trace deployment log_id last state deadline alone".split())
+
+LAST_US = 253_402_300_799_000_000
+"""The last second of the year 9999, behind which no time can be told."""
 
 OWN_ID_CHARACTERS = 26
 """Length of a run_id that the server makes."""
@@ -220,6 +224,7 @@ class Runs:
         made_of: bytes = b"",
         staged: Staged | None = None,
         hooks: Workflow | None = None,
+        timeout_s: float = 0.0,
     ) -> tuple[Run, bool, Taken | None]:
         """Record and queue a run. Idempotent by run_id: a repeat of the same workflow and input returns the first one.
 
@@ -231,6 +236,8 @@ class Runs:
             made_of: What a repeat has to have in common with the first call; by default workflow and input.
             staged: What its log begins with, its first event included.
             hooks: Whom to tell of its end and its pauses, in the two fields of a Workflow.
+            timeout_s: Seconds from its start to its deadline; 0 sets none. A deadline that would be later than any time
+                can be told is the last one.
 
         Returns:
             The run without its input, whether it was known already, and what to hand to `holder` if it took the run.
@@ -245,9 +252,9 @@ class Runs:
         static = Run()
         static.CopyFrom(run)
         static.ClearField("input")
-        seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-        static.create_time.seconds, static.create_time.nanos = seconds, nanos
-        created = seconds * 1_000_000 + nanos // 1000
+        # By this clock, for functions of an older build: those of this one tell the time by the store's.
+        timeout_ms, created_us = math.ceil(timeout_s * 1000), time.time_ns() // 1000
+        _date(static, created_us, timeout_ms)
         log_id = secrets.token_hex(8)
         names = [keys.ALL, keys.by_workflow(run.workflow)]
         names += [keys.by_label(key, value) for key, value in run.labels.items()]
@@ -265,8 +272,8 @@ class Runs:
             run.priority,
             run.fairness_key,
             run.schedule_time.ToMilliseconds() if run.HasField("schedule_time") else 0,
-            run.deadline.ToMilliseconds() if run.HasField("deadline") else 0,
-            created,
+            static.deadline.ToMilliseconds() if static.HasField("deadline") else 0,
+            created_us,
             log_id,
             trace_parent,
             _state_event(RunState.RUN_STATE_QUEUED),
@@ -283,6 +290,7 @@ class Runs:
             *names,
             len(staged.errands) if staged else 0,
             *(staged.errands if staged else ()),
+            timeout_ms,
         )
         if status == b"unstaged":
             raise StoreUnavailable("what the fork begins with was copied too long ago")
@@ -296,12 +304,15 @@ class Runs:
         static.log.log_id, static.log.first_offset, static.log.last_offset = log_id, 1, 1
         if staged is not None:
             static.log.last_offset, static.attempt = staged.last_offset, staged.attempt
-        if rest[0] == 0:
+        attempt, *times = rest
+        if times:
+            _date(static, int(times[0]), timeout_ms)
+        if attempt == 0:
             return static, False, None
         given = Run()
         given.CopyFrom(static)
         given.input.CopyFrom(run.input)
-        given.attempt, given.executor_id = rest[0], holder
+        given.attempt, given.executor_id = attempt, holder
         cause = AttemptCause.ATTEMPT_CAUSE_STARTED
         return static, False, Taken(given, given.attempt, keys.log(base, ref), cause, trace_parent)
 
@@ -678,6 +689,14 @@ class Runs:
 def state_name(state: int) -> str:
     """Return a RunState without its prefix, e.g. "RUNNING"."""
     return RunState.Name(RunState.ValueType(state)).removeprefix("RUN_STATE_")
+
+
+def _date(run: Run, created_us: int, timeout_ms: int) -> None:
+    """Set when a run was accepted and, with a time limit, its deadline, as submit of functions.lua does."""
+    run.create_time.FromMicroseconds(created_us)
+    if timeout_ms:
+        start_us = max(created_us, run.schedule_time.ToMilliseconds() * 1000)
+        run.deadline.FromMicroseconds(min(start_us + timeout_ms * 1000, LAST_US))
 
 
 def _state_event(state: RunState.ValueType, *, error: RunError | None = None, reason: str = "") -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,9 +17,6 @@ from onward_runlog.runs import Runs, new_run_id, state_name
 from onward_runlog.staging import Staged
 from onward_scheduler.dispatching import Dispatcher
 from onward_serving.errors import Refused
-
-_LAST_NS = 253_402_300_799 * 1_000_000_000
-"""The last second of the year 9999, in which a Timestamp ends."""
 
 
 class Accepting:
@@ -76,9 +71,13 @@ class Accepting:
         )
         if start.HasField("schedule_time"):
             run.schedule_time.CopyFrom(start.schedule_time)
-        _bound(run, start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout)
-        hooks = None if silent else self._hooks(served)
-        return await self._dispatcher.submit(run, trace_parent=request.trace_parent, staged=staged, hooks=hooks)
+        return await self._dispatcher.submit(
+            run,
+            trace_parent=request.trace_parent,
+            staged=staged,
+            hooks=None if silent else self._hooks(served),
+            timeout_s=_seconds(start.run_timeout if start.HasField("run_timeout") else served.workflow.run_timeout),
+        )
 
     async def fork(self, request: BranchRunRequest) -> tuple[Run, bool]:
         """Accept a fork; returns it, and whether an earlier call did.
@@ -111,10 +110,13 @@ class Accepting:
         run.priority, run.fairness_key = source.priority, source.fairness_key
         run.labels.update(source.labels)
         run.input.CopyFrom(source.input)
-        _bound(run, served.workflow.run_timeout)
-        staged = await self._staged(source, run.run_id, fork)
         return await self._dispatcher.submit(
-            run, trace_parent=request.trace_parent, made_of=made_of, staged=staged, hooks=self._hooks(served)
+            run,
+            trace_parent=request.trace_parent,
+            made_of=made_of,
+            staged=await self._staged(source, run.run_id, fork),
+            hooks=self._hooks(served),
+            timeout_s=_seconds(served.workflow.run_timeout),
         )
 
     async def _staged(self, source: Run, run_id: str, fork: ForkRunRequest) -> Staged | None:
@@ -188,8 +190,5 @@ def _check_time(time: Timestamp) -> None:
         ) from None
 
 
-def _bound(run: Run, timeout: Duration) -> None:
-    """Set a run's deadline, from its start. One that would be later than any time can be told is the last one."""
-    if timeout.ToNanoseconds() > 0:
-        begin_ns = max(time.time_ns(), run.schedule_time.ToNanoseconds() if run.HasField("schedule_time") else 0)
-        run.deadline.FromNanoseconds(min(begin_ns + timeout.ToNanoseconds(), _LAST_NS))
+def _seconds(duration: Duration) -> float:
+    return max(0, duration.ToNanoseconds()) / 1e9

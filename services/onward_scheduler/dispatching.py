@@ -84,6 +84,7 @@ class Dispatcher:
         made_of: bytes = b"",
         staged: Staged | None = None,
         hooks: Workflow | None = None,
+        timeout_s: float = 0.0,
     ) -> tuple[Run, bool]:
         """Record a run and hand it out at once if there is room and nobody waits before it.
 
@@ -92,10 +93,16 @@ class Dispatcher:
         Returns:
             The run, and whether it was known already. Arguments and errors as Runs.submit.
         """
-        return await asyncio.shield(self._tracked(self._submit(run, trace_parent, made_of, staged, hooks)))
+        return await asyncio.shield(self._tracked(self._submit(run, trace_parent, made_of, staged, hooks, timeout_s)))
 
     async def _submit(
-        self, run: Run, trace_parent: str, made_of: bytes, staged: Staged | None, hooks: Workflow | None
+        self,
+        run: Run,
+        trace_parent: str,
+        made_of: bytes,
+        staged: Staged | None,
+        hooks: Workflow | None,
+        timeout_s: float,
     ) -> tuple[Run, bool]:
         link = self.fleet.reserve(run.deployment)
         try:
@@ -107,6 +114,7 @@ class Dispatcher:
                 made_of=made_of,
                 staged=staged,
                 hooks=hooks,
+                timeout_s=timeout_s,
             )
         except BaseException:
             if link is not None:

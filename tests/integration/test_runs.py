@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from tests.proxy import proxy_to
 from tests.runlog import (
     CANCELLED,
     CANCELLING,
@@ -34,7 +36,7 @@ from onward.v1.run_pb2 import Payload, Run, RunState
 from onward_runlog import keys
 from onward_runlog.errors import LogAtLimit, QueueFull, RequestReused, RunNotFound, WrongState
 from onward_runlog.runs import Holder, Lease, Runs, Taken, new_run_id
-from onward_runlog.store import Store
+from onward_runlog.store import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("one_partition")
 
@@ -67,10 +69,10 @@ async def die(store: Store, runs: Runs, run: Run, why: str = "lost", *, alone: b
 
 
 def after(seconds: float) -> Timestamp:
-    time = Timestamp()
-    time.GetCurrentTime()
-    time.FromNanoseconds(time.ToNanoseconds() + int(seconds * 1e9))
-    return time
+    then = Timestamp()
+    then.GetCurrentTime()
+    then.FromNanoseconds(then.ToNanoseconds() + int(seconds * 1e9))
+    return then
 
 
 async def state_of(runs: Runs, run: Run) -> RunState.ValueType:
@@ -179,10 +181,10 @@ async def test_a_submit_whose_reply_was_lost_is_not_a_replay(store: Store, runs:
     )
     first = await store.call("submit", BASE, *arguments)
     assert await store.call("submit", BASE, *arguments) == first
-    assert first == [b"new", 1]
+    assert first == [b"new", 1, b"1"]
     await append(store, a_run(), 1, 1, status())
     again = await store.call("submit", BASE, *arguments)
-    assert again == [b"new", 0]
+    assert again == [b"new", 0, b"1"]
 
 
 async def test_a_delayed_run_waits_for_its_time(store: Store, runs: Runs) -> None:
@@ -680,6 +682,61 @@ async def test_a_run_fails_when_its_deadline_has_passed(store: Store, runs: Runs
     assert await places(store, run) == {"expiry"}
     assert (await append(store, run, 1, 2, status("late"))).status == "closed"
     assert await runs.expel("default", "run") is None
+
+
+@pytest.mark.parametrize("wrong_s", [-86_400, 86_400], ids=["slow", "fast"])
+async def test_the_time_limit_of_a_run_is_told_by_the_clock_that_judges_it(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch, wrong_s: int
+) -> None:
+    """A Scheduler whose clock is wrong neither ends a run early nor lets it live longer."""
+    before, right_ns = after(0), time.time_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: right_ns() + wrong_s * 10**9)
+        accepted, _, taken = await runs.submit(a_run(), timeout_s=60, holder="e1", ttl_s=60)
+    assert taken is not None
+    run = await runs.get("default", "run")
+    for each in (accepted, taken.run, run):
+        assert before.ToMicroseconds() <= each.create_time.ToMicroseconds() <= after(0).ToMicroseconds()
+        # Exactly: a run that goes on as another one is given its limit again, however often.
+        assert each.deadline.ToNanoseconds() - each.create_time.ToNanoseconds() == 60 * 10**9
+        assert (each.create_time, each.deadline) == (run.create_time, run.deadline)
+    assert await runs.expel("default", "run") is None
+    [member, due_ms] = await store.command("ZRANGE", f"{BASE}:timers", 0, -1, "WITHSCORES")
+    assert (member, int(due_ms)) == (b"d:default/run", run.deadline.ToMilliseconds())
+
+
+async def test_the_time_limit_of_a_delayed_run_begins_with_it(runs: Runs) -> None:
+    """And is where it was when its answer was lost, or the same is asked for again later."""
+    delayed = a_run(schedule_time=after(3600))
+    accepted, _, _ = await runs.submit(delayed, timeout_s=0.0015)
+    assert accepted.deadline.ToMilliseconds() == delayed.schedule_time.ToMilliseconds() + 2
+    again, replayed, _ = await runs.submit(delayed, timeout_s=0.0015)
+    assert replayed
+    assert again == accepted
+
+
+async def test_a_submit_whose_reply_is_lost_tells_the_times_of_the_first(redis_url: str, store: Store) -> None:
+    """The limit counts from when the run was accepted, not from when that was told."""
+    async with proxy_to(redis_url) as proxy, open_store(proxy.url) as through:
+        proxy.lose_reply(b"submit")
+        accepted, replayed, _ = await Runs(through).submit(a_run(), timeout_s=60)
+    assert (proxy.lost, replayed) == (1, False)
+    accepted.input.CopyFrom(a_run().input)
+    assert accepted == await Runs(store).get("default", "run")
+
+
+async def test_a_scheduler_of_an_older_build_sets_times_itself(store: Store, runs: Runs) -> None:
+    """It sends no time limit, and is told no more than it knows."""
+    static = Run(run_id="run", namespace="default", workflow="blog", deadline=after(60))
+    reply = await store.call(
+        "submit",
+        BASE,
+        *("default/run", "digest", static.SerializeToString(), b"", "build", 0, "", 0, 12_345, 678_000_000),
+        *("log", "", b"", 100, "", 0, 0, "", 0, b"", 0, 0, 1, "all"),
+    )
+    assert reply[:2] == [b"new", 0]
+    kept = await store.command("HMGET", keys.run(BASE, "default/run"), "run", "deadline", "score")
+    assert kept == [static.SerializeToString(), b"12345", b"678000000"]
 
 
 async def test_nobody_is_expelled_before_the_time(store: Store, runs: Runs) -> None:

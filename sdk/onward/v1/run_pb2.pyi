@@ -200,7 +200,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """create_time is when the run was accepted."""
+        """create_time is when the run was accepted. This and the times below are told by the store's clock, which also judges them."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -220,7 +220,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """deadline is when the run fails with RUN_TIMEOUT, counted from schedule_time or create_time; unset means never."""
+        """deadline is when the run fails with RUN_TIMEOUT: run_timeout after schedule_time or create_time, whichever is later; unset means
+        never.
+        """
 
     @_builtins.property
     def wake_time(self) -> _timestamp_pb2.Timestamp:
