@@ -135,7 +135,7 @@ class MemoryRun:
         copy.blobs = dict(self.blobs)
         copy.usage.CopyFrom(self.usage)
         copy._log = self._log[:-1]
-        copy._bytes = sum(map(len, copy._log))
+        copy._bytes = self._bytes - len(self._log[-1])
         return copy
 
     def signal(self, name: str, data: bytes, media_type: str = "", request_id: str = "") -> None:
@@ -209,6 +209,18 @@ class MemoryRun:
         if attempt == 0:
             data += b"\x18\x00"
         self._log.append(data)
+        self._bytes += len(data)
+
+    def remember(self, memo: Mapping[str, bytes]) -> None:
+        """Put values into the memo."""
+        for name, value in memo.items():
+            before = self.memo.get(name)
+            self._bytes += len(value) - len(before) if before is not None else len(name) + len(value)
+            self.memo[name] = value
+
+    def keep(self, uri: str, data: bytes) -> None:
+        """Keep a value beside the log."""
+        self.blobs[uri] = data
         self._bytes += len(data)
 
 
@@ -311,7 +323,7 @@ class MemoryLog:
         await self.run.online.wait()
         self._raise()
         uri = f"{self.attempt}-{blake2b(data, digest_size=8).hexdigest()}-{len(self.run.blobs)}"
-        self.run.blobs[uri] = data
+        self.run.keep(uri, data)
         return uri
 
     async def get_blob(self, blob_uri: str, run_id: str = "") -> bytes:
@@ -345,7 +357,7 @@ class MemoryLog:
                 if usage is not None:
                     add_usage(run.usage, usage)
                 if memo:
-                    run.memo.update(memo)
+                    run.remember(memo)
                 run.ask(outbox)
                 if data and (run.last_offset == self._dies_after or (not self._dies_before and self._is_here(data))):
                     run.lose()

@@ -81,6 +81,14 @@ local function write(base, ref, attempt, last, events, appended, from, through)
   return offset, size
 end
 
+-- Puts a value into a memo. → by how much that has grown, which counts as the log's
+local function remember(memo, name, value)
+  if redis.call('HSETNX', memo, name, value) == 1 then return #name + #value end
+  local before = redis.call('HSTRLEN', memo, name)
+  redis.call('HSET', memo, name, value)
+  return #value - before
+end
+
 local function index(base, ref, name) return base .. ':runs:' .. string.match(ref, '^[^/]*') .. ':' .. name end
 
 local function move(base, ref, score, from, to)
@@ -214,39 +222,38 @@ local function staging(base, ref, token) return base .. ':' .. ref .. ':fork:' .
 -- stage: ref, token, ttl, first offset, n, n events, m, m pairs of memo name and value, k, k pairs of blob name and value,
 --   s, s pairs of a signal's request_id and its place as `signal` keeps it
 -- Brings a piece of what a run begins with to where submit finds it. The log sets the offset; the attempt stays.
--- → size of all events so far
+-- → size of all events so far, and of all that lies beside them
 local function stage(keys, argv)
   local prefix, ttl, offset, n = staging(keys[1], argv[1], argv[2]), argv[3], tonumber(argv[4]), tonumber(argv[5])
   local newest = redis.call('XREVRANGE', prefix .. ':log', '+', '-', 'COUNT', 1)[1]
-  local last = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  local last, size = newest and tonumber(string.match(newest[1], '^%d+')) or 0, 0
   if last < offset then
-    local size = 0
     for i = 1, n do
       local event = argv[5 + i] .. '\8' .. varint(offset + i - 1)
       redis.call('XADD', prefix .. ':log', int(offset + i - 1) .. '-0', 'e', event)
       size = size + #event
     end
-    redis.call('INCRBY', prefix .. ':size', size)
   end
   local at = 6 + n
   for pair = at + 1, at + 2 * tonumber(argv[at]), 2 do
-    redis.call('HSET', prefix .. ':memo', argv[pair], argv[pair + 1])
+    size = size + remember(prefix .. ':memo', argv[pair], argv[pair + 1])
   end
   at = at + 1 + 2 * tonumber(argv[at])
   for pair = at + 1, at + 2 * tonumber(argv[at]), 2 do
     redis.call('SET', prefix .. ':blob:' .. argv[pair], argv[pair + 1], 'PX', ttl)
-    redis.call('SADD', prefix .. ':blobs', argv[pair])
+    if redis.call('SADD', prefix .. ':blobs', argv[pair]) == 1 then size = size + #argv[pair + 1] end
   end
   at = at + 1 + 2 * tonumber(argv[at])
   for pair = at + 1, at + 2 * tonumber(argv[at] or 0), 2 do  -- an older Scheduler brings no signals
     redis.call('HSET', prefix .. ':signals', argv[pair], argv[pair + 1])
   end
+  redis.call('INCRBY', prefix .. ':size', size)
   for _, name in ipairs({ ':log', ':memo', ':blobs', ':signals', ':size' }) do redis.call('PEXPIRE', prefix .. name, ttl) end
   return tonumber(redis.call('GET', prefix .. ':size') or '0')
 end
 
 -- Makes what was staged a run's own.
--- → the newest offset and the size of the log, or nil where it is gone
+-- → the newest offset, and the size of the log with what lies beside it; or nil where it is gone
 local function unstage(base, ref, token)
   local from, to = staging(base, ref, token), base .. ':' .. ref
   local last, size = redis.call('XLEN', from .. ':log'), redis.call('GET', from .. ':size')
@@ -421,7 +428,8 @@ end
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
 --   attempt; behind SUCCEEDED and a space the run_id of the run that it goes on as), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
 --   name and value, k, k entries for the outbox
--- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}
+-- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}. Those are the log's, and of
+--   the memo and the blobs beside it.
 local function append(keys, argv)
   local base, events_max, bytes_max, expire = keys[1], tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3])
   local at, replies, appended = 4, {}, {}
@@ -465,7 +473,7 @@ local function append(keys, argv)
           size = size + added
         end
         for pair = memo + 1, memo + 2 * m, 2 do
-          redis.call('HSET', base .. ':' .. ref .. ':memo', argv[pair], argv[pair + 1])
+          size = size + remember(base .. ':' .. ref .. ':memo', argv[pair], argv[pair + 1])
         end
         if k > 0 then redis.call('HSET', key, 'kin', 1) end
         for i = 1, k do post(base, 'errand.' .. attempt .. '.' .. seq .. '.' .. i .. ':' .. ref, argv[posted + i]) end
@@ -772,7 +780,9 @@ local function blob(keys, argv)
   if run and terminal(tonumber(run[3])) then return { 'closed' } end
   if not run or run[1] ~= argv[2] or run[2] == '' then return { 'fenced' } end
   redis.call('SET', base .. ':' .. ref .. ':blob:' .. argv[3], argv[4])
-  redis.call('SADD', base .. ':' .. ref .. ':blobs', argv[3])
+  if redis.call('SADD', base .. ':' .. ref .. ':blobs', argv[3]) == 1 then
+    redis.call('HINCRBY', base .. ':' .. ref .. ':run', 'bytes', #argv[4])
+  end
   return { 'ok' }
 end
 

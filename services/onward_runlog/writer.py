@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 LOG_EVENTS_MAX = 1_000_000
 LOG_BYTES_MAX = 256 * 1024 * 1024
-"""A live log is never trimmed: a run that reaches either is PAUSED with LOG_LIMIT."""
+"""A live log is never trimmed: a run that reaches either is PAUSED with LOG_LIMIT. What lies beside it (memo, blobs)
+counts as its bytes."""
 
 WARN_AT = 0.9
 """Part of either limit at which the process that runs it says so."""
@@ -100,7 +101,7 @@ class LogWriter:
         """
         self._on_commit = on_commit
         self.store = store
-        self.limits: tuple[Argument, ...] = (log_events_max, log_bytes_max)
+        self.limits = (log_events_max, log_bytes_max)
         self._limits = (*self.limits, int(retention_s * 1000))
         self.warn_events, self.warn_bytes = WARN_AT * log_events_max, WARN_AT * log_bytes_max
         self._dirty: dict[RedisAttemptLog, None] = {}
@@ -339,7 +340,7 @@ class RedisAttemptLog:
             self._finishing = AttemptFenced("the run is parked")
             return True
         if status != b"stale":
-            refusal = _refusal(status, self.ref)
+            refusal = self._refusal(status)
             self._refuse(refusal)
             raise refusal
         self._sequence -= 1  # the log did not count it
@@ -380,7 +381,7 @@ class RedisAttemptLog:
         name = f"{self.attempt}-{self._blobs}"
         [status] = await self._writer.insist("blob", self.base, self.ref, self.attempt, name, data)
         if status != b"ok":
-            raise _refusal(status, self.ref)
+            raise self._refusal(status)
         return f"blob:{name}"
 
     async def get_blob(self, blob_uri: str, run_id: str = "") -> bytes:
@@ -444,7 +445,7 @@ class RedisAttemptLog:
         self._in_flight = False
         status, state, _, last_offset, size = reply
         if status != b"ok":
-            self._refuse(_refusal(status, self.ref))
+            self._refuse(self._refusal(status))
             return
         if not self._warned and (last_offset > self._writer.warn_events or size > self._writer.warn_bytes):
             self._warned = True
@@ -522,6 +523,19 @@ class RedisAttemptLog:
         if error := self._refused or self._finishing:
             raise type(error)(*error.args)
 
+    def _refusal(self, status: bytes) -> LogError:
+        match status:
+            case b"closed":
+                return LogClosed(f"run {self.ref} has ended")
+            case b"full":
+                events_max, bytes_max = self._writer.limits
+                limit = f"{events_max:,} events or {bytes_max:,} bytes, with the results that lie beside it"
+                return LogFull(f"the log of run {self.ref} is at its limit of {limit}")
+            case b"jump":
+                return AttemptFenced(f"an append to run {self.ref} is missing")
+            case _:
+                return AttemptFenced(f"another attempt holds run {self.ref}, or it was taken back")
+
     def _refuse(self, error: LogError) -> None:
         self._refused = error
         if isinstance(error, LogFull):
@@ -556,15 +570,3 @@ def _groups(batches: list[_Batch]) -> Iterator[list[_Batch]]:
         group.append(batch)
         size += batch.size
     yield group
-
-
-def _refusal(status: bytes, ref: str) -> LogError:
-    match status:
-        case b"closed":
-            return LogClosed(f"run {ref} has ended")
-        case b"full":
-            return LogFull(f"the log of run {ref} is at its limit")
-        case b"jump":
-            return AttemptFenced(f"an append to run {ref} is missing")
-        case _:
-            return AttemptFenced(f"another attempt holds run {ref}, or it was taken back")

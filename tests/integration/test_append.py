@@ -192,6 +192,16 @@ async def test_a_log_is_full_at_its_bytes(store: Store, run: Run) -> None:
     assert (await append(store, run, 1, 2, ended(PAUSED), end=PAUSED, bytes_max=500)).status == "ok"
 
 
+async def test_what_lies_beside_a_log_is_in_its_bytes_once(store: Store, run: Run) -> None:
+    """Also where a reply is lost, and the same is sent again."""
+    size = (await append(store, run, 1, 1, status())).size
+    for _ in range(2):
+        await store.call("blob", BASE, "default/run", 1, "1-1", b"x" * 300)
+        after = await append(store, run, 1, 2, memo={"id": b"y" * 200})
+        assert after.size == size + 300 + 202
+    assert (await append(store, run, 1, 3, memo={"id": b"z"})).size == size + 300 + 3
+
+
 async def test_memo_is_written_in_the_same_step(store: Store, run: Run) -> None:
     """More of it than one command could take, and none of what was refused."""
     memo = {f"id-{number}": b"v" for number in range(9_000)}

@@ -65,8 +65,9 @@ class OnRedis:
 async def new_run(store: Store) -> AsyncIterator[NewRun]:
     async with AsyncExitStack() as opened:
 
-        async def new_run(*, events_max: int = 10_000) -> RunUnderTest:
-            writer = await opened.enter_async_context(LogWriter(store, log_events_max=events_max).opened())
+        async def new_run(*, events_max: int = 10_000, bytes_max: int = 1 << 28) -> RunUnderTest:
+            writer = LogWriter(store, log_events_max=events_max, log_bytes_max=bytes_max)
+            await opened.enter_async_context(writer.opened())
             run, _, _ = await Runs(store).submit(a_run())
             return OnRedis(writer, run)
 

@@ -213,6 +213,7 @@ async def test_what_was_staged_in_vain_goes_by_itself(store: Store, runs: Runs) 
     piece = ("default/new", "token", 60_000, 1, 1, b"\x1a\x00", 1, "name", b"value", 1, "1-1", b"blob")
     first = await store.call("stage", base, *piece)
     assert await store.call("stage", base, *piece) == first
+    assert first == len(b"\x1a\x00" + b"\x08\x01" + b"name" + b"value" + b"blob")
     staged = await store.command("KEYS", "*default/new:fork:token:*")
     assert len(staged) == 5
     for key in staged:

@@ -82,7 +82,7 @@ def test_keys_are_made_as_it_says() -> None:
         f"| one run in one append | {BATCH_EVENTS_MAX} events and {BATCH_BYTES_MAX >> 20} MiB, or one event |",
         f"| one call | {CALL_BYTES_MAX >> 20} MiB, or one run |",
         f"| {UNSENT_EVENTS_MAX:,} or {UNSENT_BYTES_MAX >> 20} MiB a run; then the user's code waits |",
-        f"| a log | {LOG_EVENTS_MAX:,} events or {LOG_BYTES_MAX >> 20} MiB |",
+        f"| a log with its memo and blobs | {LOG_EVENTS_MAX:,} events or {LOG_BYTES_MAX >> 20} MiB |",
         f"{LOG_EVENTS_MAX} and {LOG_BYTES_MAX} unless",
         f"{RETENTION_S * 1000} (7 days) unless",
         f"deaths_max {DEATHS_MAX},",

@@ -57,12 +57,12 @@ class RunUnderTest(Protocol):
 
 
 NewRun = Callable[..., Awaitable[RunUnderTest]]
-"""Makes a run; takes events_max, where the log is to be full early."""
+"""Makes a run; takes events_max and bytes_max, where the log is to be full early."""
 
 
 class InMemory:
-    def __init__(self, events_max: int) -> None:
-        self._run = MemoryRun(events_max=events_max)
+    def __init__(self, events_max: int, bytes_max: int) -> None:
+        self._run = MemoryRun(events_max=events_max, bytes_max=bytes_max)
 
     async def begin(self) -> AttemptLog:
         return self._run.begin()
@@ -85,8 +85,8 @@ class InMemory:
 
 @pytest.fixture
 def memory_run() -> NewRun:
-    async def new_run(*, events_max: int = 10_000) -> RunUnderTest:
-        return InMemory(events_max)
+    async def new_run(*, events_max: int = 10_000, bytes_max: int = 1 << 28) -> RunUnderTest:
+        return InMemory(events_max, bytes_max)
 
     return new_run
 
@@ -278,6 +278,30 @@ async def test_a_full_log_takes_nothing_but_a_pause(new_run: NewRun) -> None:
         await log.finish(succeeded())
     await log.finish(paused())
     assert (await run.events())[-1].run_state_changed.state == RUN_STATE_PAUSED
+
+
+async def test_results_beside_a_log_count_as_its_bytes(new_run: NewRun) -> None:
+    """Whether it is a blob or in the memo. What takes the place of another counts once."""
+    run = await new_run(bytes_max=10_000)
+    log = await run.begin()
+    for _ in range(5):
+        await log.append(status("a"), memo={"one": b"x" * 6_000})
+    await log.append(memo={"two": b"x" * 6_000})
+    with pytest.raises(LogFull):
+        await log.append(status("b"))
+    await log.finish(paused())
+    assert (await run.events())[-1].run_state_changed.state == RUN_STATE_PAUSED
+
+
+async def test_a_blob_counts_as_the_bytes_of_its_log(new_run: NewRun) -> None:
+    """One that is beyond the limit is kept, and nothing after it."""
+    run = await new_run(bytes_max=10_000)
+    log = await run.begin()
+    for _ in range(2):
+        await log.append(status("a"))
+        await log.put_blob(b"x" * 6_000)
+    with pytest.raises(LogFull):
+        await log.append(status("b"))
 
 
 async def test_a_pause_ends_the_attempt(new_run: NewRun) -> None:
