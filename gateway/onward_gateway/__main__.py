@@ -8,10 +8,7 @@ import sys
 from onward_gateway.access import KeysInvalid
 from onward_gateway.app import Unprotected, serve
 from onward_gateway.settings import Settings
-from onward_runlog.errors import StoreUnfit
-from onward_serving.environment import SettingInvalid
-from onward_serving.process import announce, log_to_stderr, stop_on_signals
-from onward_serving.tls import TlsInvalid
+from onward_serving.process import announce, failing_in_one_line, log_to_stderr, stop_on_signals
 
 
 async def run(settings: Settings) -> None:
@@ -29,11 +26,9 @@ def main() -> None:
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    try:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(run(Settings.from_env()))
-    except (OSError, StoreUnfit, Unprotected, KeysInvalid, TlsInvalid, SettingInvalid) as error:
-        sys.exit(f"onward gateway: {error}")
+    failing = failing_in_one_line("onward gateway", Unprotected, KeysInvalid)
+    with failing, asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run(Settings.from_env()))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from onward_cli.children import PARENT, die_with_parent
-from onward_runlog.errors import StoreUnfit
 from onward_serving.environment import CENTURY_S, members
-from onward_serving.process import log_to_stderr, stop_on_signals
-from onward_serving.tls import TlsInvalid
+from onward_serving.process import failing_in_one_line, log_to_stderr, stop_on_signals
 
 Server = TypeVar("Server")
 
@@ -72,8 +70,7 @@ def serve(
         name: What it is called in traces, unless OTEL_SERVICE_NAME names it.
         open: Gives the server, which serves inside its block; takes the event that ends it.
         ready: Called when it serves.
-        failures: What else may keep it from serving, beside a taken address, an unfit store and certificates
-            that cannot be used.
+        failures: What else may keep it from serving; see failing_in_one_line.
         log_level: Unless ONWARD_LOG_LEVEL names another.
         starts_processes: Keeps it on asyncio's own loop. uvloop forks to start a process, which gRPC, with its threads,
             warns of each time; in tests, on a busy machine, some of those processes ended before they had begun.
@@ -83,13 +80,9 @@ def serve(
         sys.dont_write_bytecode = True
     die_with_parent()
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
-    known: tuple[type[Exception], ...] = (OSError, StoreUnfit, TlsInvalid, *failures)
     factory = None if starts_processes else _loop_factory()
-    try:
-        with _watched(name), asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_main(open, ready))
-    except known as error:
-        sys.exit(f"onward: {error}")
+    with failing_in_one_line("onward", *failures), _watched(name), asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_main(open, ready))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

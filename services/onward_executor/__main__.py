@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from onward.loading import LoadError
 from onward_executor.app import opened
 from onward_executor.settings import Settings
-from onward_serving.process import announce, log_to_stderr, stop_on_signals
+from onward_serving.process import announce, failing_in_one_line, log_to_stderr, stop_on_signals
 
 
 async def run(settings: Settings) -> None:
@@ -20,5 +21,8 @@ async def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m onward_executor FILE_OR_MODULE")
     log_to_stderr()
-    asyncio.run(run(Settings.from_env(sys.argv[1])))
+    with failing_in_one_line("onward executor", LoadError):
+        asyncio.run(run(Settings.from_env(sys.argv[1])))

@@ -6,7 +6,7 @@ import asyncio
 
 from onward_scheduler.app import opened
 from onward_scheduler.settings import Settings
-from onward_serving.process import announce, log_to_stderr, stop_on_signals
+from onward_serving.process import announce, failing_in_one_line, log_to_stderr, stop_on_signals
 
 
 async def run(settings: Settings) -> None:
@@ -20,4 +20,5 @@ async def run(settings: Settings) -> None:
 
 if __name__ == "__main__":
     log_to_stderr()
-    asyncio.run(run(Settings.from_env()))
+    with failing_in_one_line("onward scheduler"):
+        asyncio.run(run(Settings.from_env()))

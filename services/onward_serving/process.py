@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterator
 
 from onward.secrets import MaskingFilter
+from onward_runlog.errors import StoreUnfit
+from onward_serving.environment import SettingInvalid
+from onward_serving.tls import TlsInvalid
 
 OURS = (
     "onward",
@@ -42,6 +45,22 @@ def announce(**addresses: str) -> None:
     gc.set_threshold(COLLECT_AT)
     sys.stdout.write("ready " + " ".join(f"{name}={address}" for name, address in addresses.items()) + "\n")
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def failing_in_one_line(name: str, *failures: type[Exception]) -> Iterator[None]:
+    """End the process with one line where the block fails by something that its operator can mend.
+
+    Args:
+        name: Begins the line.
+        failures: What else that may be, beside a taken address, a setting that makes no sense, an unfit store and
+            certificates that cannot be used.
+    """
+    known: tuple[type[Exception], ...] = (OSError, SettingInvalid, StoreUnfit, TlsInvalid, *failures)
+    try:
+        yield
+    except known as error:
+        sys.exit(f"{name}: {error}")
 
 
 @contextlib.contextmanager
