@@ -41,7 +41,7 @@ def configure_from_env(service_name: str, env: Mapping[str, str] = os.environ) -
             packages of their own.
 
     Raises:
-        ValueError: No installed package has an exporter of that name.
+        ValueError: No installed package has an exporter of that name, or its port is taken.
     """
     exporters = _exporters("OTEL_TRACES_EXPORTER", "opentelemetry_traces_exporter", env)
     if not exporters:
@@ -57,7 +57,7 @@ def configure_metrics_from_env(service_name: str, env: Mapping[str, str] = os.en
     """The same for metrics and OTEL_METRICS_EXPORTER: sent every minute, or as OTEL_METRIC_EXPORT_INTERVAL says.
 
     Raises:
-        ValueError: No installed package has an exporter of that name.
+        ValueError: No installed package has an exporter of that name, or its port is taken.
     """
     exporters = _exporters("OTEL_METRICS_EXPORTER", "opentelemetry_metrics_exporter", env)
     if not exporters:
@@ -84,4 +84,7 @@ def _exporter(variable: str, group: str, name: str) -> Any:
         raise ValueError(
             f"{variable}={name}: no such exporter is installed (pip install opentelemetry-exporter-{name})"
         )
-    return found[0].load()()
+    try:
+        return found[0].load()()
+    except OSError as error:
+        raise ValueError(f"{variable}={name}: {error} (each process that is scraped has a port of its own)") from error

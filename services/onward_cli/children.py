@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onward_serving.process import announce
 
@@ -57,10 +57,10 @@ class Child:
         self._reading = asyncio.create_task(self._read(pipe), name=f"ready line of {process.pid}")
 
     @classmethod
-    async def start(cls, arguments: Sequence[str]) -> Child:
-        """Start `onward` with these arguments."""
+    async def start(cls, arguments: Sequence[str], env: Mapping[str, str] = {}) -> Child:
+        """Start `onward` with these arguments, and these variables beside those of this process."""
         pipe, childs = os.pipe()
-        environment = {**os.environ, PARENT: str(os.getpid()), READY: str(childs), "PYTHONUNBUFFERED": "1"}
+        ours = {PARENT: str(os.getpid()), READY: str(childs), "PYTHONUNBUFFERED": "1"}
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -68,7 +68,7 @@ class Child:
                 "onward_cli",
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
-                env=environment,
+                env={**os.environ, **env, **ours},
                 pass_fds=[childs],
                 start_new_session=True,  # Ctrl-C is for dev mode, which then ends its children in order
             )

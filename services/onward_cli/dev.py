@@ -21,6 +21,7 @@ from watchfiles import PythonFilter, awatch
 
 from onward.v1.executor_service_pb2 import DrainRequest
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from onward_cli import scraped
 from onward_cli.children import Child, tell_ready
 from onward_cli.serving import Target, addresses, at_least, serve
 from onward_cli.valkey import StoreError, Valkey, embedded_valkey
@@ -108,6 +109,8 @@ async def opened(settings: Settings) -> AsyncIterator[gateway_app.Doors]:
         tell(f"  console    http://{gateway.http}/console")
         tell(f"  scheduler  {scheduler.address}")
         tell(f"  store      {valkey.url}  (kept in {settings.data}/)")
+        if figures := scraped.address(0):
+            tell(f"  figures    {figures}  (Gateway and Scheduler)")
         tell(f"  executors  {settings.executors}, with {settings.slots} slots each")
         tell(f"  try        onward workflows --gateway {gateway.grpc}")
         yield gateway
@@ -200,7 +203,9 @@ class Crew:
         self._scheduler = scheduler
         self._current: list[Child] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._children: set[Child] = set()
+        self._children: dict[Child, int] = {}
+        """Each has a number of its own while it lives, from 1."""
+        self._starting = asyncio.Lock()
         self._served = asyncio.Event()
         self.deployment = ""
 
@@ -223,22 +228,27 @@ class Crew:
             await asyncio.gather(*(child.stop(STOP_GRACE_S + 5.0) for child in self._children))
 
     async def _start(self) -> Child | None:
-        child = await Child.start(
-            [
-                "executor",
-                self._settings.target,
-                f"--redis={self._redis_url}",
-                f"--scheduler={self._scheduler}",
-                "--listen=127.0.0.1:0",
-                f"--slots={self._settings.slots}",
-                f"--drain-grace={STOP_GRACE_S}",
-            ]
-        )
-        self._children.add(child)
+        async with self._starting:
+            number = next(each for each in itertools.count(1) if each not in self._children.values())
+            child = await Child.start(
+                [
+                    "executor",
+                    self._settings.target,
+                    f"--redis={self._redis_url}",
+                    f"--scheduler={self._scheduler}",
+                    "--listen=127.0.0.1:0",
+                    f"--slots={self._settings.slots}",
+                    f"--drain-grace={STOP_GRACE_S}",
+                ],
+                scraped.port(number),
+            )
+            self._children[child] = number
         if await child.ready():
+            if figures := scraped.address(number):
+                tell(f"figures of an executor: {figures}")
             return child
         await child.ended()
-        self._children.discard(child)
+        del self._children[child]
         return None
 
     async def _replace(self) -> bool:
@@ -263,7 +273,7 @@ class Crew:
     async def _mind(self, child: Child) -> None:
         """Start another one when an executor dies; let it go when it was retired."""
         status = await child.ended()
-        self._children.discard(child)
+        del self._children[child]
         if child in self._current:
             tell(f"an executor ended with status {status}; starting another one", "yellow")
         for pause_s in itertools.chain(CRASH_PAUSES_S, itertools.repeat(CRASH_PAUSES_S[-1])):

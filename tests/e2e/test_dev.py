@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
+import socket
 import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -409,3 +412,74 @@ async def moved(run: RunHandle) -> tuple[list[str], str]:
     queued = [event for event in events if event.run_state_changed.state == RUN_STATE_QUEUED]
     began = [event.attempt_started.deployment for event in events if event.HasField("attempt_started")]
     return began, queued[-1].run_state_changed.reason
+
+
+# What opentelemetry-exporter-prometheus does: each process serves what it has on a port.
+SCRAPED = """\
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"figures")
+
+    def log_message(self, *_):
+        pass
+
+
+class Reader(InMemoryMetricReader):
+    def __init__(self):
+        super().__init__()
+        server = HTTPServer(("localhost", int(os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"])), Handler)
+        Thread(target=server.serve_forever, daemon=True).start()
+"""
+
+
+def free_ports(many: int) -> int:
+    """Return the first of so many that are free, one after another."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("localhost", 0))).getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                for number in range(1, many):
+                    stack.enter_context(socket.create_server(("localhost", first + number)))
+                return int(first)
+
+
+async def test_each_process_serves_its_figures_on_a_port_of_its_own(tmp_path: Path) -> None:
+    """It says where. Who takes a dead one's place has its port."""
+    (tmp_path / "flow.py").write_text(CODE)
+    (tmp_path / "scraped.py").write_text(SCRAPED)
+    installed = tmp_path / "scraped-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: scraped\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[opentelemetry_metrics_exporter]\nprometheus = scraped:Reader\n")
+    first = free_ports(3)
+    env = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")])),
+        "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": str(first),
+    }
+
+    def figures(of: re.Match[str]) -> int:
+        with urllib.request.urlopen(of[1], timeout=5) as response:
+            assert response.read() == b"figures"
+        return int(of[2])
+
+    url = r"(http://localhost:(\d+)/metrics)"
+    async with begun(tmp_path, "flow.py", "--executors=2", env=env) as dev:
+        executors = [figures(await dev.told(f"^figures of an executor: {url}")) for _ in range(2)]
+        assert executors == [first + 1, first + 2]
+        assert figures(await dev.told(f"^  figures +{url}")) == first
+        await dev.told("^ready ")
+        async with dev.client() as client:
+            pid = await client.invoke("shout", {})
+        os.kill(pid, signal.SIGKILL)
+        assert figures(await dev.told(f"^figures of an executor: {url}")) in executors
+        assert await dev.terminate() == 0
