@@ -300,7 +300,9 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def held(self) -> Global___HeldRuns:
-        """held is every run that it holds. Set in the first message and every few seconds; a run that is missing here is lost."""
+        """held is every run that it holds, for whoever looks at one executor. Set in the first message and every few seconds. Schedulers do not
+        act on it: who drops a run lets its lease run out, and who holds one that is another's learns so from its next renewal.
+        """
 
     def __init__(
         self,
