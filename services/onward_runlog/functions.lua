@@ -1292,7 +1292,7 @@ local BLIP = 10000                        -- what was over sooner was hardly an 
 local BLIP_KNOWN = 600000                 -- for so long
 local PROBE, PROBE_MAX = 1000, 30000      -- from one probe to the next
 local PROBE_LEASE = 15000
-local ASKS = 50                           -- of those who wait, one asks in this time
+local ASKS = 20                           -- of those who wait, one asks in this time, or fewer: see breaker_ask
 local ASKS_MAX = 300000                   -- but everybody in this
 local RAMP_MIN, RAMP_MAX = 1000, 20000    -- as long as the outage, within these
 local RAMP_RATE, DOUBLINGS = 0.005, 10    -- calls in a millisecond when it begins, and how often that doubles
@@ -1335,6 +1335,12 @@ local function breaker_tell(breaker)
   redis.call('PUBLISH', 'onward:{registry}:breakers', FORGOTTEN .. ' ' .. breaker.name)
 end
 
+-- How long the ramp after an outage takes.
+local function breaker_ramp(breaker) return math.max(RAMP_MIN, math.min(RAMP_MAX, breaker.now - breaker.since)) end
+
+-- How many calls are let go in a millisecond of a ramp that began so long ago.
+local function breaker_rate(ramp, passed) return RAMP_RATE * 2 ^ (DOUBLINGS * math.max(0, passed) / ramp) end
+
 local function breaker_probe_later(breaker, jitter)
   breaker.probe = nil
   breaker.probe_at = breaker.now + breaker.interval * (0.8 + 0.4 * jitter)
@@ -1346,7 +1352,7 @@ local function breaker_answered(breaker, at)
   if breaker.state ~= 'open' or at <= breaker.at then return end
   local lasted = breaker.now - breaker.since
   if lasted < BLIP then breaker.least, breaker.least_at = math.min(BREAKS_MAX, (breaker.least or BREAKS) * 2), breaker.now end
-  breaker.state, breaker.at, breaker.ramp = 'ramp', breaker.now, math.max(RAMP_MIN, math.min(RAMP_MAX, lasted))
+  breaker.state, breaker.at, breaker.ramp = 'ramp', breaker.now, breaker_ramp(breaker)
   breaker.level, breaker.filled, breaker.ask_at, breaker.probe = 1, breaker.now, breaker.now, nil
   breaker_tell(breaker)
 end
@@ -1398,9 +1404,11 @@ local function breaker_report(keys, argv)
   return { breaker.state, math.max(0, breaker.now - breaker.since) }
 end
 
--- How many calls are let go in a millisecond of the ramp.
-local function breaker_rate(breaker, at)
-  return RAMP_RATE * 2 ^ (DOUBLINGS * math.max(0, at - breaker.at) / breaker.ramp)
+-- When the next of those who wait for an outage's end is to ask again: as they could go if the next probe, due at the
+-- earliest then, ended it.
+local function breaker_ask(breaker, earliest)
+  local step = math.max(ASKS, 1 / breaker_rate(breaker_ramp(breaker), breaker.ask_at - earliest))
+  breaker.ask_at = math.min(math.max(breaker.ask_at + step, earliest), math.max(earliest, breaker.now + ASKS_MAX))
 end
 
 -- breaker_enter: name, call → {"closed"}: nobody has to ask any more | {"probe"}: it alone may go, and it is to renew while it
@@ -1414,7 +1422,7 @@ local function breaker_enter(keys, argv)
   end
   local reply
   if breaker.state == 'ramp' then
-    local rate = breaker_rate(breaker, now)
+    local rate = breaker_rate(breaker.ramp, now - breaker.at)
     breaker.level = math.min(math.max(1, rate * 1000), breaker.level + rate * (now - breaker.filled))
     breaker.filled = now
     if breaker.level >= 1 then
@@ -1422,7 +1430,7 @@ local function breaker_enter(keys, argv)
       reply = { 'go' }
     else
       breaker.ask_at = math.max(breaker.ask_at, now)
-      breaker.ask_at = breaker.ask_at + 1 / breaker_rate(breaker, breaker.ask_at)
+      breaker.ask_at = breaker.ask_at + 1 / breaker_rate(breaker.ramp, breaker.ask_at - breaker.at)
     end
   else
     local under_way = breaker.probe and breaker.probe ~= call and breaker.probe_until > now
@@ -1431,7 +1439,7 @@ local function breaker_enter(keys, argv)
       reply = { 'probe' }
     else
       local earliest = under_way and now + breaker.interval or math.max(breaker.probe_at, now)
-      breaker.ask_at = math.min(math.max(breaker.ask_at + ASKS, earliest), math.max(earliest, now + ASKS_MAX))
+      breaker_ask(breaker, earliest)
     end
   end
   breaker_close(breaker)

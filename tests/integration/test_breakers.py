@@ -107,15 +107,20 @@ async def test_every_executor_hears_of_it_also_one_that_comes_later(
 async def test_one_at_a_time_finds_out_and_the_others_are_told_when_to_come_again(
     breakers: RedisBreakers, elsewhere: RedisBreakers, store: Store
 ) -> None:
-    """Never two at one moment: those who wait come one after another, the first when the next probe is due."""
+    """Never two at one moment: those who wait come one after another, the first when the next probe is due, the others
+    as the ramp would let them go if it ended the outage. But no more than fifty in a second."""
     await fail(breakers)
+    await put(store, since=0)  # An outage of many years: the ramp is as long as any.
     assert 0 < (await breakers.enter(NAME, "w/0/1")).delay_s <= 1.3
     turns = []
-    for number in range(50):
+    for number in range(200):
         entry = await breakers.enter(NAME, f"w/{number}/1")
         turns.append(float(await store.command("HGET", key(store), "ask_at")))
         assert entry.delay_s > 0
-    assert [round(after - before) for before, after in pairwise(turns)] == [50] * 49
+    gaps = [after - before for before, after in pairwise(turns)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert 100 < gaps[0] <= 200
+    assert round(gaps[-1]) == 20
     await probe(breakers, store)
     assert await breakers.enter(NAME, "probe/1/1") == Entry(probe=True)  # Its reply was lost, or a later attempt asks.
     assert (await elsewhere.enter(NAME, "other/1/1")).delay_s > 0.5
