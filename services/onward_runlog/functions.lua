@@ -1,5 +1,5 @@
 #!lua name=onward1
--- Revision 1
+-- Revision 2
 -- The atomic writes of the run log, version 1. protos/README.md specifies them for executors in any language. The revision
 -- goes up with every change: of two builds at one store, the functions of the newer one stay.
 --
