@@ -38,7 +38,6 @@ from onward.v1.event_pb2 import (
     OUTCOME_ERROR,
     OUTCOME_OK,
     ROLLBACK_CAUSE_ATTEMPT_LOST,
-    Channel,
     ComponentFinished,
     ComponentRetrying,
     ComponentStarted,
@@ -113,13 +112,8 @@ def seen(data: bytes) -> Payload:
     return inline(masked_bytes(data)) if len(data) <= SEEN_BYTES_MAX else Payload(size=len(data))
 
 
-def text_deltas(text: str, channel: Channel.ValueType = CHANNEL_TEXT, part: int = 0) -> Iterator[OutputDelta]:
-    """Yield a piece of text, in several pieces where it is long."""
-    for piece in _pieces(text):
-        yield OutputDelta(channel=channel, part=part, text=piece)
-
-
-def _pieces(text: str) -> Sequence[str]:
+def pieces(text: str) -> Sequence[str]:
+    """Return a piece of text as deltas carry it: in several pieces where it is long."""
     text = well_formed(text)
     if len(text) <= DELTA_CHARS_MAX:
         return (text,)
@@ -221,7 +215,8 @@ class Journal:
         Raises:
             CancelledError: The attempt is over.
         """
-        await self._still_open()
+        if self.closed:
+            await self._still_open()
         try:
             return await self.log.append(*events, memo=memo)
         except Exception as error:  # Whatever the log raises ends the attempt; Attempt.run tells
@@ -543,7 +538,7 @@ class Journal:
     def text(self, instance: Instance, text: str) -> Iterator[Event]:
         """Return the deltas of a piece of text."""
         if instance.shows():
-            for piece in _pieces(text):
+            for piece in pieces(text):
                 event = stamped(instance.id)
                 delta = event.output_delta
                 delta.channel, delta.text = CHANNEL_TEXT, piece

@@ -250,7 +250,8 @@ class MemoryLog:
         for data, usage in unsent[:-1]:
             self._queue(data, usage)
         self._queue(*unsent[-1], memo)
-        await self.run.online.wait()
+        if not self.run.online.is_set():
+            await self.run.online.wait()
         self._send()
         self._raise()
         return self.run.last_offset

@@ -6,21 +6,16 @@ what was used. Whatever else is in it passes through to the caller.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
-from onward.journal import inline, text_deltas
+from onward.journal import inline, pieces
 from onward.log import INLINE_BYTES_MAX
-from onward.v1.event_pb2 import CHANNEL_REASONING, CHANNEL_TEXT, CHANNEL_TOOL, Channel, OutputDelta
+from onward.v1.event_pb2 import CHANNEL_REASONING, CHANNEL_TEXT, CHANNEL_TOOL, Channel
 from onward.v1.run_pb2 import Payload, Usage
-
-DONE = b"data: [DONE]"
-
-_PART_END = re.compile(rb"\n\n+")
 
 _CHAT_TEXTS = (
     ("content", CHANNEL_TEXT),
@@ -56,47 +51,14 @@ class ErrorChunk(Exception):
         self.error = error
 
 
-class Chunks:
-    """Server-sent events out of bytes that come in any pieces. An event keeps its lines, as they came."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the events that are whole now."""
-        data = self._rest + data
-        if b"\r" in data:
-            held = b"\r" if data.endswith(b"\r") else b""  # Its line feed may come with the next piece.
-            data = data[: len(data) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
-        *whole, self._rest = _PART_END.split(data)
-        return [event for event in whole if event and not _is_comment(event)]
-
-    def end(self) -> list[bytes]:
-        """Return what is left at the end. An event needs no blank line after it there."""
-        rest, self._rest = self._rest.strip(b"\r\n"), b""
-        return [rest] if rest and not _is_comment(rest) else []
-
-
-def _is_comment(event: bytes) -> bool:
-    return event.startswith(b":") and all(line.startswith(b":") for line in event.split(b"\n"))
-
-
-def data_of(event: bytes) -> bytes:
-    """Return the data of a server-sent event."""
-    if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
-    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines)
-
-
-def parsed(event: bytes) -> Any:
+def parsed(data: bytes) -> Any:
     """Return the data of a server-sent event, parsed.
 
     Raises:
         Unreadable: It is no JSON.
     """
     try:
-        return from_json(data_of(event))
+        return from_json(data)
     except ValueError as error:
         raise Unreadable(f"the provider sent a chunk that is no JSON: {error}") from None
 
@@ -106,6 +68,15 @@ class _Tool:
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+
+
+class Shown(NamedTuple):
+    """The fields of an OutputDelta. That is made in its event: to copy it there costs as much again."""
+
+    channel: Channel.ValueType
+    part: int
+    text: str = ""
+    value: Payload | None = None
 
 
 class Answer:
@@ -171,39 +142,41 @@ class Answer:
 
     # Chunk by chunk
 
-    def chunk(self, body: Any) -> list[OutputDelta]:
+    def chunk(self, body: Any) -> list[Shown]:
         """Take in the next chunk, and return what it shows.
 
         Raises:
             ErrorChunk: It is an error.
         """
+        shown: list[Shown] = []
         if not isinstance(body, dict):
-            return []
+            return shown
         if isinstance(error := body.get("error"), dict):
             raise ErrorChunk(error)
         kind = body.get("type")
         if isinstance(kind, str):
             if kind == "error":
                 raise ErrorChunk(body)
-            if not kind.startswith("response."):
+            if kind.startswith("response."):
+                self.known = True
+                self._event(kind, body, shown)
+            else:
                 self.begun = True
-                return []
-            self.known = True
-            return list(self._event(kind, body))
+            return shown
         choices = body.get("choices")
         if not isinstance(choices, list):
             self.begun = True
-            return []
+            return shown
         self.known = True
         if not self.model or body.get("usage"):
             self._head(body)
-        shown: list[OutputDelta] = []
-        for choice in _dicts(choices):
-            shown += self._choice(choice)
+        for choice in choices:
+            if isinstance(choice, dict):
+                self._choice(choice, shown)
         self.complete = bool(self._finish) and all(self._finish.values())
         return shown
 
-    def _choice(self, choice: dict[str, Any]) -> Iterator[OutputDelta]:
+    def _choice(self, choice: dict[str, Any], shown: list[Shown]) -> None:
         index = choice.get("index") or 0
         reason = choice.get("finish_reason")
         if reason or index not in self._finish:
@@ -214,7 +187,7 @@ class Answer:
         for name, channel in _CHAT_TEXTS:
             text = delta.get(name)
             if text and isinstance(text, str):
-                yield from self._text((index, name), channel, text)
+                self._text((index, name), channel, text, shown)
         if calls := delta.get("tool_calls"):
             self.begun = True
             for call in _dicts(calls):
@@ -226,13 +199,13 @@ class Answer:
         if reason:
             for key in [key for key in self._tools if key[0] == index]:
                 tool = self._tools.pop(key)
-                yield self._tool(("tool", *key), tool.id, tool.name, "".join(tool.arguments))
+                shown.append(self._tool(("tool", *key), tool.id, tool.name, "".join(tool.arguments)))
 
-    def _event(self, kind: str, body: dict[str, Any]) -> Iterator[OutputDelta]:
+    def _event(self, kind: str, body: dict[str, Any], shown: list[Shown]) -> None:
         channel = _RESPONSE_TEXTS.get(kind)
         if channel is not None:
             if text := body.get("delta"):
-                yield from self._text((kind, *(body.get(name) for name in _INDEXES)), channel, text)
+                self._text((kind, *(body.get(name) for name in _INDEXES)), channel, text, shown)
             return
         if kind.endswith(".delta"):
             self.begun = True
@@ -241,26 +214,28 @@ class Answer:
             if isinstance(item, dict) and str(item.get("type")).endswith("_call"):
                 arguments = item.get("arguments") or item.get("input") or ""
                 name = item.get("name") or item["type"]
-                yield self._tool(("tool", body.get("output_index")), item.get("call_id") or "", name, arguments)
+                key = ("tool", body.get("output_index"))
+                shown.append(self._tool(key, item.get("call_id") or "", name, arguments))
         elif isinstance(response := body.get("response"), dict):
             self._head(response)
             if kind in _RESPONSE_ENDS:
                 self.complete = True
                 self._finish[0] = kind.removeprefix("response.")
 
-    def _text(self, key: tuple[object, ...], channel: Channel.ValueType, text: str) -> Iterable[OutputDelta]:
+    def _text(self, key: tuple[object, ...], channel: Channel.ValueType, text: str, shown: list[Shown]) -> None:
         self.begun = True
         if channel == CHANNEL_TEXT:
             self.texts.append(text)
-        if not self.shown:
-            return ()
-        return text_deltas(text, channel, self._part(key))
+        if self.shown:
+            part = self._part(key)
+            for piece in pieces(text):
+                shown.append(Shown(channel, part, piece))  # noqa: PERF401 - it is one piece, but for very long ones
 
-    def _tool(self, key: tuple[object, ...], id: str, name: str, arguments: str) -> OutputDelta:
+    def _tool(self, key: tuple[object, ...], id: str, name: str, arguments: str) -> Shown:
         self.begun = True
         call = to_json({"id": id, "name": name, "arguments": _json_or_text(arguments)})
         value = inline(call) if len(call) <= INLINE_BYTES_MAX else Payload(size=len(call))
-        return OutputDelta(channel=CHANNEL_TOOL, part=self._part(key), value=value)
+        return Shown(CHANNEL_TOOL, self._part(key), value=value)
 
     def _part(self, key: tuple[object, ...]) -> int:
         return self.parts.setdefault(key, len(self.parts))

@@ -22,6 +22,7 @@ from onward.openai.exchanges import Asked, Exchange
 from onward.openai.policy import DEFAULT, ModelPolicy
 from onward.openai.providers import Providers, json_object
 from onward.openai.spans import operation
+from onward.openai.sse import Decoder
 from onward.openai.wires import Caller, LoopWire, ThreadWire, Wire
 
 
@@ -89,6 +90,11 @@ def _exchange(
         return client._make_status_error_from_response(response)  # noqa: SLF001 - which error it is, is the package's to say
 
     return Exchange(asked, request, base_url, client.policy, client.providers, client.budget, wire, status_error)
+
+
+def _decoder(otherwise: Any) -> Any:
+    """Return what a stream is read with: inside a run its bytes are an `Exchange`'s."""
+    return otherwise if _PLACE.get() is None else Decoder(otherwise)
 
 
 def _with_first(providers: Providers | None, api_key: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +166,9 @@ class AsyncOpenAI(openai.AsyncOpenAI):
             finally:
                 _PLACE.reset(token)
 
+        def _make_sse_decoder(self) -> Any:
+            return _decoder(super()._make_sse_decoder())
+
     async def _send_request(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         place = _PLACE.get()
         if place is None:
@@ -217,6 +226,9 @@ class OpenAI(openai.OpenAI):
                 return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
             finally:
                 _PLACE.reset(token)
+
+        def _make_sse_decoder(self) -> Any:
+            return _decoder(super()._make_sse_decoder())
 
     def _send_request(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         place = _PLACE.get()

@@ -32,16 +32,17 @@ from onward.log import add_usage
 from onward.openai import spans
 from onward.openai.admission import Admission, Candidate, Late
 from onward.openai.alarm import Alarm
-from onward.openai.answers import DONE, Answer, Chunks, ErrorChunk, Splice, Unreadable, data_of, parsed
+from onward.openai.answers import Answer, ErrorChunk, Shown, Splice, Unreadable, parsed
 from onward.openai.budgets import Budgeted, budget_of
 from onward.openai.policy import ModelPolicy, Stall
 from onward.openai.providers import Provider, Providers, json_object, name_of, readdressed
+from onward.openai.sse import DONE, END, Events, Parsed, data_of, with_data
 from onward.openai.wires import Wire
 from onward.past import PIECES, Piece, Places, Record
 from onward.retry import retry_after_s
 from onward.signature import Signature
 from onward.streams import Flow
-from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, Event, OutputDelta
+from onward.v1.event_pb2 import ROLLBACK_CAUSE_FALLBACK, Event
 from onward.v1.run_pb2 import Payload, Usage
 
 RESPONSE = "application/vnd.onward.response"
@@ -210,14 +211,15 @@ class Exchange(Flow):
         self._head: dict[str, Any] = {}
         self._head_given: dict[str, Any] = {}
         self._body = b""
-        self._events = Chunks()
+        self._events = Events()
         self._answer = Answer()
         self._batch: list[bytes] = []
-        """Chunks that were read and are not in the log yet."""
-        self._deltas: list[OutputDelta] = []
+        """Chunks that were read and are not in the log yet, each with its END."""
+        self._deltas: list[Shown] = []
         """What they show."""
         # What was given
         self._ready: deque[bytes] = deque()
+        """Chunks that its reader may have, each with its END."""
         self._error: Exception | None = None
         """What is raised after everything that is ready."""
         self._chunks: list[bytes] = []
@@ -289,8 +291,8 @@ class Exchange(Flow):
             self._recall_pieces(record, self._head["pieces"])
         elif body:
             places = Places.load(record.places, record.started_offset)
-            for offset, events in groupby(zip(places, body.split(b"\n\n"), strict=False), key=itemgetter(0)):
-                self._replayed.append((offset, Piece(0, b"", b"\n\n".join(event for _, event in events))))
+            for offset, events in groupby(zip(places, body.split(END), strict=False), key=itemgetter(0)):
+                self._replayed.append((offset, Piece(0, b"", END.join(event for _, event in events))))
 
     def _recall_pieces(self, record: Record, count: int) -> None:
         offset = record.started_offset
@@ -349,7 +351,7 @@ class Exchange(Flow):
 
     async def _try(self) -> None:
         assert self._this is not None
-        self._answer, self._events = Answer(self._before), Chunks()
+        self._answer, self._events = Answer(self._before), Events()
         self._answer.shown = self._this.voice
         self._head = {}
         request = self._outgoing
@@ -619,8 +621,11 @@ class Exchange(Flow):
             # What its reader does between two chunks is no silence of the provider.
             self._silence_begins(time.monotonic())
             try:
-                with working(self._instance):
+                if self._instance.journal.replay is None:
                     await self._read_on()
+                else:
+                    with working(self._instance):
+                        await self._read_on()
             except Failure as error:
                 failed = self._failure(error)
                 await self._told_of(failed)
@@ -637,7 +642,7 @@ class Exchange(Flow):
         await self._drain()
         await self._commit()
         told = {"finish": answer.finish_reasons, "text": "".join(answer.texts)}
-        await self._succeed(b"\n\n".join(self._chunks), to_json(told))
+        await self._succeed(_joined(self._chunks), to_json(told))
 
     async def _pull(self) -> bool:
         """Read what comes next. Returns whether more may follow."""
@@ -651,11 +656,12 @@ class Exchange(Flow):
             raise
         over = data is None
         for event in self._events.end() if data is None else self._events.feed(data):
-            if data_of(event).startswith(b"[DONE]"):
+            told = data_of(event)
+            if told.startswith(b"[DONE]"):
                 over = True
-                self._batch.append(DONE)
+                self._batch.append(DONE + END)
                 break
-            self._take(event)
+            self._take(event, told)
         if answer.begun:
             at = time.monotonic()
             if self._first_token_s is None:
@@ -681,24 +687,25 @@ class Exchange(Flow):
         except Failure:
             pass  # Then it is closed.
 
-    def _take(self, event: bytes) -> None:
+    def _take(self, event: bytes, data: bytes) -> None:
         """Take in one chunk."""
-        body = parsed(event)
+        body = parsed(data)
+        chunk: bytes = Parsed.of(event, body)
         try:
             if self._splice is None:
                 shown = self._answer.chunk(body)
             elif (rest := self._splice.cut(body)) is not None:
-                event = event_of(event, rest)
+                chunk = with_data(event, rest) + END
                 shown = self._answer.chunk(rest)
             else:
                 self._answer.begun = True
                 return
         except ErrorChunk:
-            self._batch.append(event)
+            self._batch.append(chunk)
             raise
         if self._tells_usage and body.get("choices") == [] and body.get("usage"):
             return
-        self._batch.append(event)
+        self._batch.append(chunk)
         self._deltas += shown
 
     async def _commit(self) -> None:
@@ -717,10 +724,10 @@ class Exchange(Flow):
                 self._epoch = time.time_ns().to_bytes(8, "big")
                 memo[f"{this.id}/0"] = Piece(0, self._epoch, to_json(self._head)).dump()
             self._pieces += 1
-            memo[f"{this.id}/{self._pieces}"] = Piece(len(deltas), self._epoch, b"\n\n".join(self._batch)).dump()
-            events = [_event(this.id, one) for one in deltas]
-            offset = await journal.append(*events, memo=memo)
-            await journal.turns.turn(offset)
+            memo[f"{this.id}/{self._pieces}"] = Piece(len(deltas), self._epoch, _joined(self._batch)).dump()
+            offset = await journal.append(*[_event(this.id, one) for one in deltas], memo=memo)
+            if not journal.turns.at_once(offset):
+                await journal.turns.turn(offset)
         else:
             self._chunks += self._batch
             for _ in self._batch:
@@ -734,8 +741,8 @@ class Exchange(Flow):
         offset, one = self._replayed[0]
         await self._turn(offset, after=not self._instance.voice)
         self._replayed.popleft()
-        given = one.data.split(b"\n\n")
-        self._ready += given
+        given = one.data.split(END)
+        self._ready += [event + END for event in given]
         if self._splice is None:
             return
         record = self._instance.record
@@ -744,7 +751,7 @@ class Exchange(Flow):
             record.trail.match()
         for event in given:
             if event != DONE:
-                body = parsed(event)
+                body = parsed(data_of(event))
                 self._splice.gave(body)
                 self._before.chunk(body)
 
@@ -789,7 +796,7 @@ class Exchange(Flow):
             self._providers.failed(self._provider)
             if len(self._providers.all) > 1:
                 vars(error).update(rollback_cause=ROLLBACK_CAUSE_FALLBACK)
-        await self._end_failed(error, b"\n\n".join(self._chunks))
+        await self._end_failed(error, _joined(self._chunks))
 
     async def _end_failed(self, error: BaseException, body: bytes) -> None:
         instance = self._instance
@@ -842,16 +849,20 @@ class Exchange(Flow):
             self._this.ended = True
 
 
-def _event(component_id: str, delta: OutputDelta) -> Event:
+def _event(component_id: str, shown: Shown) -> Event:
     event = stamped(component_id)
-    event.output_delta.CopyFrom(delta)
+    delta = event.output_delta
+    delta.channel, delta.part = shown.channel, shown.part
+    if shown.value is None:
+        delta.text = shown.text
+    else:
+        delta.value.CopyFrom(shown.value)
     return event
 
 
-def event_of(event: bytes, body: Any) -> bytes:
-    """Return a server-sent event with other data."""
-    lines = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
-    return b"\n".join((*lines, b"data: " + to_json(body)))
+def _joined(chunks: list[bytes]) -> bytes:
+    """Return chunks as they are remembered: with an END between them."""
+    return b"".join(chunks).removesuffix(END)
 
 
 def _is_refusal(error: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ class Chunkwise(Protocol):
     """What gives the chunks of a streamed answer."""
 
     async def read(self) -> bytes | None:
-        """Return the next chunk; None at the end."""
+        """Return the next chunk, a whole event with its END; None at the end."""
 
     async def close(self) -> None:
         """End it where it is."""
@@ -41,7 +41,7 @@ class Wire(Protocol):
     async def whole(self, response: httpx2.Response) -> bytes:
         """Return its body."""
 
-    async def next(self, response: httpx2.Response) -> bytes | None:
+    def next(self, response: httpx2.Response) -> Awaitable[bytes | None]:
         """Return the next bytes of its body; None at the end."""
 
     async def close(self, response: httpx2.Response) -> None:
@@ -67,15 +67,12 @@ class LoopWire:
     async def whole(self, response: httpx2.Response) -> bytes:
         return await response.aread()
 
-    async def next(self, response: httpx2.Response) -> bytes | None:
+    def next(self, response: httpx2.Response) -> Awaitable[bytes | None]:
         if self._parts is None:
             # What is not encoded need not go through what decodes; what a transport has read already is there whole.
             whole = response.is_stream_consumed or "content-encoding" in response.headers
             self._parts = response.aiter_bytes() if whole else response.aiter_raw()
-        try:
-            return await anext(self._parts)
-        except StopAsyncIteration:
-            return None
+        return anext(self._parts, None)
 
     async def close(self, response: httpx2.Response) -> None:
         await response.aclose()
@@ -95,7 +92,7 @@ class AsyncBody(httpx2.AsyncByteStream):
 
     async def _read(self) -> AsyncIterator[bytes]:
         while (chunk := await self._chunks.read()) is not None:
-            yield chunk + b"\n\n"
+            yield chunk
 
     async def aclose(self) -> None:
         await self._chunks.close()
@@ -190,7 +187,7 @@ class SyncBody(httpx2.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         while (chunk := self._caller.run(self._chunks.read())) is not None:
-            yield chunk + b"\n\n"
+            yield chunk
 
     def close(self) -> None:
         self._caller.run(self._chunks.close())
