@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from urllib.parse import unquote, urlparse
 
@@ -148,11 +149,12 @@ def _has(command: object, pattern: bytes) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def proxy_to(url: str) -> AsyncIterator[Proxy]:
-    """Listen on a free port of the loopback for clients of the store at `url`."""
+async def proxy_to(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
+    """Listen on a free port of the loopback for clients of the store at `url`, over TLS where that is given."""
     proxy = Proxy(url)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
+    scheme = "redis" if tls is None else "rediss"
+    proxy.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         try:
             yield proxy

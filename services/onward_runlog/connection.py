@@ -6,22 +6,23 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hiredis import pack_command
+from hiredis import Reader, pack_command
+from redis._parsers.base import BaseParser
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
     DataError,
+    InvalidResponse,
     MasterDownError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -64,6 +65,10 @@ def pool_for(url: str, **options: Any) -> ConnectionPool:
     )
 
 
+_NOT_ENOUGH = object()
+"""What a parser says that has not got the whole of a reply."""
+
+
 @dataclass(slots=True)
 class _Call:
     command: tuple[Argument, ...]
@@ -72,6 +77,103 @@ class _Call:
     """Loop time after which it fails when the store is away."""
     loaded: bool = False
     """Whether the library was loaded for it: a function that is missing even then does not exist."""
+
+
+class _Wire(asyncio.Protocol):
+    """A connection that redis-py has opened, taken over: replies go to who waits for them in the step that brings them.
+
+    Through redis-py's stream, parser and time limits a reply takes a turn of the loop more, and twice the time.
+    """
+
+    def __init__(self, opened: AbstractConnection) -> None:
+        """Args:
+        opened: Has shaken hands, and nothing was asked since.
+        """
+        self._opened = opened
+        self._loop = asyncio.get_running_loop()
+        self._reader = Reader(
+            protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=_NOT_ENOUGH
+        )
+        self._answered: asyncio.Future[None] | None = None
+        """Resolved with the last reply of what is under way."""
+        self._take: Callable[[Any], None] = lambda _: None
+        self._left = 0
+        """Replies that are to come."""
+        self._deadline = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        """One timer for many waits: made and cancelled for each, it would cost as much as the reply."""
+        self._lost: Exception | None = None
+        writer = opened._writer  # noqa: SLF001 - redis-py has no other way to it
+        assert writer is not None
+        self._transport: asyncio.WriteTransport = writer.transport
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            self._lost = RedisConnectionError("the store closed the connection")
+
+    async def ask(self, packed: bytes, count: int, take: Callable[[Any], None]) -> None:
+        """Send commands and take their replies.
+
+        Args:
+            packed: The commands.
+            count: How many.
+            take: Called with each reply, an error of the server's as RedisError. What it raises ends the wait.
+
+        Raises:
+            RedisConnectionError: The connection is lost.
+            TimeoutError: The store is silent for REPLY_TIMEOUT_S.
+            InvalidResponse: What came is no reply.
+        """
+        if self._lost is not None:
+            raise self._lost
+        self._left, self._take = count, take
+        answered = self._answered = self._loop.create_future()
+        self._deadline = self._loop.time() + REPLY_TIMEOUT_S
+        if self._watch is None:
+            self._watch = self._loop.call_at(self._deadline, self._look)
+        self._transport.write(packed)
+        await answered
+
+    async def close(self) -> None:
+        """Let go of it."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._opened.disconnect(nowait=True)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while self._left and (reply := self._reader.gets()) is not _NOT_ENOUGH:
+                self._left -= 1
+                self._take(reply)
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+            self._end(error)
+        else:
+            if not self._left:
+                self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = RedisConnectionError(str(exc or "the store closed the connection"))
+        self._end(self._lost)
+
+    def _look(self) -> None:
+        """See whether the store has been silent for too long."""
+        self._watch = None
+        if self._answered is None:
+            return  # the next wait sets it
+        if self._loop.time() < self._deadline:
+            self._watch = self._loop.call_at(self._deadline, self._look)
+            return
+        self._end(TimeoutError(f"no reply for {REPLY_TIMEOUT_S:g} s"))
+
+    def _end(self, error: Exception | None = None) -> None:
+        answered, self._answered = self._answered, None
+        self._left = 0
+        if answered is None or answered.done():
+            return
+        if error is None:
+            answered.set_result(None)
+        else:
+            answered.set_exception(error)
 
 
 class Connection:
@@ -87,7 +189,7 @@ class Connection:
         """
         self._pool = pool_for(url)
         self._library = library
-        self._wire: AbstractConnection | None = None
+        self._wire: _Wire | None = None
         self._waiting: deque[_Call] = deque()
         self._loop = asyncio.get_running_loop()
         self._wanted = Bell()
@@ -107,7 +209,7 @@ class Connection:
                 _fail(call, StoreUnavailable("the connection to the store was closed"))
             self._waiting.clear()
             if self._wire is not None:
-                await self._wire.disconnect(nowait=True)
+                await self._wire.close()
 
     def call(self, *command: Argument, patience_s: float = DEFAULT_PATIENCE_S) -> asyncio.Future[Any]:
         """Send a command and return its reply to be awaited.
@@ -169,39 +271,46 @@ class Connection:
         return batch, b"".join(packed)
 
     async def _exchange(self, batch: list[_Call], packed: bytes) -> None:
-        async with asyncio.timeout(REPLY_TIMEOUT_S):
-            wire = self._wire
-            if wire is None:
-                wire = self._pool.make_connection()  # type: ignore[no-untyped-call]
-                await wire.connect()
-                self._wire = wire
-            await wire.send_packed_command(packed, check_health=False)
-            unknown: list[_Call] = []
-            for call in batch:
-                try:
-                    reply = await wire.read_response(disable_decoding=True)
-                except ReadOnlyError:
-                    raise
-                except ResponseError as error:
-                    if self._library is not None and not call.loaded and "Function not found" in str(error):
-                        call.loaded = True
-                        unknown.append(call)
-                    else:
-                        _fail(call, error)
-                else:
-                    if not call.reply.done():
-                        call.reply.set_result(reply)
-            if unknown:
-                await wire.send_command("FUNCTION", "LOAD", "REPLACE", self._library, check_health=False)
-                try:
-                    await wire.read_response()
-                except ReadOnlyError:
-                    raise
-                except ResponseError as error:  # out of memory, not allowed, too old
-                    for call in unknown:
-                        _fail(call, error)
-                else:
-                    self._waiting.extendleft(reversed(unknown))
+        wire = self._wire
+        if wire is None:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                opened = self._pool.make_connection()  # type: ignore[no-untyped-call]
+                await opened.connect()
+            wire = self._wire = _Wire(opened)
+        calls = iter(batch)
+        unknown: list[_Call] = []
+
+        def take(reply: Any) -> None:
+            call = next(calls)
+            if not isinstance(reply, RedisError):
+                if not call.reply.done():
+                    call.reply.set_result(reply)
+            elif isinstance(reply, _LOST):
+                raise reply
+            elif self._library is not None and not call.loaded and "Function not found" in str(reply):
+                call.loaded = True
+                unknown.append(call)
+            else:
+                _fail(call, reply)
+
+        await wire.ask(packed, len(batch), take)
+        if unknown:
+            await self._load(wire, unknown)
+
+    async def _load(self, wire: _Wire, unknown: list[_Call]) -> None:
+        """Load the library for calls of functions that the server does not know, and have them made again."""
+
+        def take(reply: Any) -> None:
+            if isinstance(reply, _LOST):
+                raise reply
+            if not isinstance(reply, RedisError):
+                self._waiting.extendleft(reversed(unknown))
+                return
+            for call in unknown:
+                _fail(call, reply)  # out of memory, not allowed, too old
+
+        assert self._library is not None
+        await wire.ask(pack_command(("FUNCTION", "LOAD", "REPLACE", self._library)), 1, take)  # type: ignore[arg-type]
 
     async def _back_off(self, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
@@ -217,7 +326,7 @@ class Connection:
         wire, self._wire = self._wire, None
         if wire is not None:
             with contextlib.suppress(RedisError, OSError):
-                await wire.disconnect(nowait=True)
+                await wire.close()
 
 
 def _fail(call: _Call, error: Exception) -> None:

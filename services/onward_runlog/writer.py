@@ -26,7 +26,7 @@ from onward.log import (
     usage_of,
 )
 from onward.v1.event_pb2 import Event
-from onward.v1.run_pb2 import RunState, Usage
+from onward.v1.run_pb2 import RUN_STATE_CANCELLING, RunState, Usage
 from onward_runlog import keys
 from onward_runlog.bell import Bell
 from onward_runlog.connection import Argument
@@ -347,7 +347,7 @@ class RedisAttemptLog:
         self._know(last_offset, last_offset)
         if self._unsent:
             self._writer.touch(self, urgent=True)
-        if state == RunState.RUN_STATE_CANCELLING:
+        if state == RUN_STATE_CANCELLING:
             self._on_cancelling()
         return False
 
@@ -465,7 +465,7 @@ class RedisAttemptLog:
         elif self._is_behind():
             self._writer.touch(self, urgent=True)
         self._rest()
-        if state == RunState.RUN_STATE_CANCELLING:
+        if state == RUN_STATE_CANCELLING:
             self._on_cancelling()
 
     def _know(self, last_offset: int, others_through: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import DataError, ResponseError
+from tests.certificates import Authority
 from tests.proxy import proxy_to
 from tests.runlog import a_run, eventually, status
 
 from onward_cli.valkey import embedded_valkey
-from onward_runlog import keys
+from onward_runlog import connection, keys
 from onward_runlog.connection import Connection
 from onward_runlog.deployments import Deployments
 from onward_runlog.errors import StoreUnavailable, StoreUnfit
@@ -195,6 +197,40 @@ async def test_what_is_unanswered_when_it_closes_fails(redis_url: str) -> None:
             await asyncio.wait([call], timeout=0.01)
         with pytest.raises(StoreUnavailable, match="closed"):
             await call
+
+
+async def test_a_store_that_is_silent_is_taken_for_gone(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait has its own time, though one timer looks after all of them; what was asked is asked again elsewhere."""
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT_S", 0.3)
+    async with proxy_to(redis_url) as proxy, Connection(proxy.url).opened() as opened, asyncio.timeout(20):
+        for number in range(2):
+            assert await opened.call("PING") == b"PONG"
+            proxy.forget_links()
+            assert await opened.call("ECHO", str(number)) == str(number).encode()
+            assert opened.lost == number + 1
+
+
+async def test_a_store_that_closes_the_connection_is_asked_again(redis_url: str) -> None:
+    """Also where that was closed while nobody waited."""
+    async with proxy_to(redis_url) as proxy, Connection(proxy.url).opened() as opened, asyncio.timeout(20):
+        for number in range(3):
+            assert await opened.call("ECHO", str(number)) == str(number).encode()
+            proxy.cut()
+
+
+async def test_a_store_is_asked_over_tls(redis_url: str, tmp_path: Path) -> None:
+    """Also for what is longer than one record of it."""
+    authority = Authority(tmp_path)
+    issued = authority.issue("127.0.0.1")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(issued.cert, issued.key)
+    long = b"x" * 1_000_000
+    async with (
+        proxy_to(redis_url, tls) as proxy,
+        Connection(f"{proxy.url}?ssl_ca_certs={authority.ca}").opened() as opened,
+        asyncio.timeout(20),
+    ):
+        assert list(await asyncio.gather(opened.call("PING"), opened.call("ECHO", long))) == [b"PONG", long]
 
 
 async def test_a_caller_that_goes_away_disturbs_nobody(redis_url: str) -> None:
