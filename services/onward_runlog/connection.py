@@ -82,7 +82,7 @@ class _Call:
 class _Wire(asyncio.Protocol):
     """A connection that redis-py has opened, taken over: replies go to who waits for them in the step that brings them.
 
-    Through redis-py's stream, parser and time limits a reply takes a turn of the loop more, and twice the time.
+    Through redis-py's stream, parser and time limits a reply takes a turn of the loop more, and half the time again.
     """
 
     def __init__(self, opened: AbstractConnection) -> None:
