@@ -38,11 +38,9 @@ second, and now and then everything there is, which takes a few hundredths of a 
 def announce(**addresses: str) -> None:
     """Print the one line that says that a server serves, e.g. `ready grpc=127.0.0.1:50051 http=127.0.0.1:8080`.
 
-    From now on garbage collections are rare, and leave alone what was made until now: it is there until the end.
+    From now on it collects garbage rarely.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AT)
+    collect_rarely()
     sys.stdout.write("ready " + " ".join(f"{name}={address}" for name, address in addresses.items()) + "\n")
     sys.stdout.flush()
 
@@ -61,6 +59,13 @@ def failing_in_one_line(name: str, *failures: type[Exception]) -> Iterator[None]
         yield
     except known as error:
         sys.exit(f"{name}: {error}")
+
+
+def collect_rarely() -> None:
+    """Have garbage collections be rare, and leave alone what was made until now: it is there until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AT)
 
 
 @contextlib.contextmanager

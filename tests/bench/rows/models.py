@@ -1,6 +1,7 @@
 """Row 22: what a model call's stream costs, inside a run and by the bare SDK.
 
-`python -m tests.bench.rows.models MODE URL` measures one of them in a process of its own and prints microseconds.
+`python -m tests.bench.rows.models measure LOOP MODE URL` measures one of them in a process of its own, as an executor
+is set up, and prints microseconds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import openai as bare
+import uvloop
 from tests.bench.figures import Figure, Rounds
 from tests.provider import Reply, serving
 
 from onward import component, testing, workflow
 from onward.openai import AsyncOpenAI
+from onward_serving.process import collect_rarely
 
 if TYPE_CHECKING:
     from tests.bench.setting import Setting
@@ -33,12 +36,12 @@ TARGET_US = 20.0
 
 async def wrapper(setting: Setting) -> list[Figure]:
     """Row 22: processor time for each chunk."""
-    rounds = 1 if setting.quick else 3
+    rounds = 1 if setting.quick else 5
     taken: dict[str, list[float]] = {mode: [] for mode in MODES}
     async with _provider() as url:
         for turn in range(rounds):
             for mode in MODES if turn % 2 else reversed(MODES):
-                taken[mode].append(float(await _printed("measure", mode, url)))
+                taken[mode].append(float(await _printed("measure", setting.loop, mode, url)))
             setting.say("row 22: " + ", ".join(f"{mode} {values[-1]:.1f} µs a chunk" for mode, values in taken.items()))
     figures = []
     for mode, words in (
@@ -142,5 +145,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve"]:
             asyncio.run(_serve())
-        case ["measure", mode, url]:
-            print(f"{asyncio.run(_measure(mode, url)):.2f}")
+        case ["measure", loop, mode, url]:
+            collect_rarely()
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
+                print(f"{runner.run(_measure(mode, url)):.2f}")
