@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.eventsource import EventSource
+from tests.ports import lasting_address
 
 from onward import Client
 from onward_cli.children import Child
@@ -23,8 +24,8 @@ class Gateway:
         self._redis = redis
         self._scheduler = scheduler
         self._child: Child | None = None
-        self.grpc = "127.0.0.1:0"
-        self.http = "127.0.0.1:0"
+        self.grpc = lasting_address()
+        self.http = lasting_address()
 
     async def start(self) -> None:
         """Start it, and return when it serves."""
@@ -38,7 +39,6 @@ class Gateway:
             ]
         )
         assert await self._child.ready()
-        self.grpc, self.http = self._child.addresses["grpc"], self._child.addresses["http"]
 
     async def end(self, *, kill: bool) -> None:
         """End it: in order, or not."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import grpc
+from tests.ports import lasting_address
 from tests.proxy import Proxy, proxy_to
 
 from onward.v1.executor_service_pb2 import WatchRequest, WatchResponse
@@ -41,7 +42,7 @@ class Member:
     def __init__(self, name: str, arguments: Sequence[str], *, proxy: Proxy | None, log: Path, env: dict[str, str]):
         self.name = name
         self.kind = name.split()[0]
-        self.address = ""
+        self.address = lasting_address()
         self.proxy = proxy
         self.executor_id = ""
         self.whole = asyncio.Lock()
@@ -57,16 +58,15 @@ class Member:
         return self._process.pid
 
     async def start(self) -> None:
-        """Start it, at the address that it had, and wait until it serves.
+        """Start it and wait until it serves.
 
         Raises:
             RuntimeError: It does not.
         """
         option = "--grpc" if self.kind == "gateway" else "--listen"
-        listen = self.address or "127.0.0.1:0"
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "onward_cli", *self._arguments, f"{option}={listen}"),
+                *(sys.executable, "-m", "onward_cli", *self._arguments, f"{option}={self.address}"),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -78,7 +78,6 @@ class Member:
             async with asyncio.timeout(READY_S):
                 async for line in self._process.stdout:
                     if line.startswith(b"ready "):
-                        self.address = dict(field.split("=", 1) for field in line.decode().split()[1:])["grpc"]
                         break
                 else:
                     raise RuntimeError(f"{self.name} ended instead of serving; see {self._log}")
