@@ -30,8 +30,8 @@ OURS = (
 COLLECT_AT = 10_000
 """So many more objects that may be in cycles than before begin a garbage collection, instead of Python's 700.
 
-A message is some ten such objects that are in none: a server that sends 15,000 a second would search them 200 times a
-second, and now and then everything there is, which takes a few hundredths of a second.
+What messages are made of is in no cycle: a server that sends 15,000 a second would search it many times a second, and
+now and then everything there is, which takes a few hundredths of a second.
 """
 
 
