@@ -166,7 +166,8 @@ async def begin(call: Call, instance: Instance, *, gives_again: bool = False) ->
         raise RuntimeError(f"{call.name} was called on another event loop than its run's: call it from an `async def`")
     journal.came_by()
     instance.check()
-    await journal.room()
+    if journal.crowded:
+        await journal.room()
     data = call.dump_input()
     digest = journal.digest(call.canonical(data))
     if journal.replay is not None:

@@ -172,6 +172,7 @@ class Attempt:
                     ending.cancel()
             if self._body is not None:
                 self._body.cancel()  # Only where something broke here: else it is done, or was cancelled long ago.
+            journal.turns.rest()
             if root.span is not None:
                 error_told = changed.error if changed is not None and changed.HasField("error") else None
                 tracing.end(root.span, error_told, cancelled=self.state not in (RUN_STATE_SUCCEEDED, RUN_STATE_WAITING))

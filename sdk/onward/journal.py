@@ -10,8 +10,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from hashlib import blake2b
 from threading import get_ident
+from time import time_ns
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -38,11 +40,11 @@ from onward.v1.event_pb2 import (
     OUTCOME_ERROR,
     OUTCOME_OK,
     ROLLBACK_CAUSE_ATTEMPT_LOST,
-    ComponentFinished,
     ComponentRetrying,
     ComponentStarted,
     Event,
     InputRequested,
+    Outcome,
     OutputDelta,
     Published,
     Rollback,
@@ -318,7 +320,7 @@ class Journal:
             started.parent_id = instance.parent.id
         if self.tracer is not None:
             above = None if instance.parent is None else instance.parent.span
-            instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above, kind)
+            instance.span = tracing.ComponentSpan(self.tracer, instance.name, instance.id, above, kind)
         if digest:
             started.input_digest = digest
         self.post(event)
@@ -355,7 +357,7 @@ class Journal:
             started.input_digest = digest
         if self.tracer is not None:
             above = None if instance.parent is None else instance.parent.span
-            instance.span = tracing.start_component_span(self.tracer, instance.name, instance.id, above)
+            instance.span = tracing.ComponentSpan(self.tracer, instance.name, instance.id, above)
         self.post(Event(create_time=now(), component_id=instance.id, component_started=started), beside)
         if request is not None:
             asked = InputRequested()
@@ -391,16 +393,18 @@ class Journal:
         """
         instance.check()
         if instance.span is not None:
-            tracing.end(instance.span)
-        finished = self._finished(
-            instance,
-            ComponentFinished(
-                outcome=OUTCOME_OK, output=output, usage=usage, signal_offset=signal_offset, cached=cached
-            ),
-        )
+            self.turns.when_at_rest(partial(instance.span.end, time_ns()))
+        event = self._finished(instance, OUTCOME_OK, usage)
+        finished = event.component_finished
+        if output is not None:
+            finished.output.CopyFrom(output)
+        if signal_offset:
+            finished.signal_offset = signal_offset
+        if cached:
+            finished.cached = True
         if instance.record is not None:
             self.close_trail(instance)
-        offset = await self.append(finished, memo=_memo(instance, memo, beside))
+        offset = await self.append(event, memo=_memo(instance, memo, beside))
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
 
@@ -430,8 +434,9 @@ class Journal:
             tracing.end(instance.span, error)
         if instance.record is not None:
             self.close_trail(instance)
-        finished = self._finished(instance, ComponentFinished(outcome=OUTCOME_ERROR, error=error, usage=usage))
-        offset = await self.append(finished, memo=_memo(instance, memo, beside))
+        event = self._finished(instance, OUTCOME_ERROR, usage)
+        event.component_finished.error.CopyFrom(error)
+        offset = await self.append(event, memo=_memo(instance, memo, beside))
         if not self.turns.at_once(offset):
             await self.turns.turn(offset)
 
@@ -439,8 +444,10 @@ class Journal:
         """Write what needs no waiting for: it began and ended."""
         self.started(instance, None, b"", private=True)
         if instance.span is not None:
-            tracing.end(instance.span)
-        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_OK, output=output)), outbox=outbox)
+            self.turns.when_at_rest(partial(instance.span.end, time_ns()))
+        event = self._finished(instance, OUTCOME_OK)
+        event.component_finished.output.CopyFrom(output)
+        self.post(event, outbox=outbox)
 
     def cancelled(
         self, instance: Instance, usage: Usage | None = None, *, beside: Mapping[str, bytes] = NOTHING, ran: bool = True
@@ -451,12 +458,14 @@ class Journal:
             return
         if self.replay is not None and instance.record is not None and not self.closed:
             self.replay.ended(instance.record, ran=ran)
-        self.post(self._finished(instance, ComponentFinished(outcome=OUTCOME_CANCELLED, usage=usage)), memo=beside)
+        self.post(self._finished(instance, OUTCOME_CANCELLED, usage), memo=beside)
 
-    def _finished(self, instance: Instance, finished: ComponentFinished) -> Event:
+    def _finished(self, instance: Instance, outcome: Outcome.ValueType, usage: Usage | None = None) -> Event:
         self.on_end()
         event = stamped(instance.id)
-        event.component_finished.CopyFrom(finished)
+        event.component_finished.outcome = outcome
+        if usage is not None:
+            event.component_finished.usage.CopyFrom(usage)
         return event
 
     def retrying(

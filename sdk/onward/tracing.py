@@ -9,8 +9,11 @@ sets up the provider.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from hashlib import blake2b
+from threading import RLock
+from time import time_ns
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +21,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import Attributes, AttributeValue
 
 from onward.v1.run_pb2 import RUN_STATE_FAILED, Run, RunError, RunState
 
@@ -103,12 +107,77 @@ def start_attempt_span(maker: Tracer, run: Run, attempt: int, trace_parent: str)
     )
 
 
-def start_component_span(
-    maker: Tracer, name: str, component_id: str, parent: Span | None, kind: SpanKind = SpanKind.INTERNAL
-) -> Span:
-    """Return the span of an instance, below that of the instance that called it."""
-    context = None if parent is None else _below(parent)
-    return maker.start_span(name, context=context, kind=kind, attributes={"onward.component_id": component_id})
+class ComponentSpan(Span):
+    """The span of an instance, below that of the instance that called it. It begins now and is made later.
+
+    To make one takes as long as most else that is done before a component's code runs, and hardly any code looks at
+    its span. So it is made for the first who does; otherwise once it has ended, while the log takes its result.
+    """
+
+    __slots__ = ("_began", "_component_id", "_kind", "_made", "_maker", "_name", "_parent")
+
+    def __init__(
+        self, maker: Tracer, name: str, component_id: str, parent: Span | None, kind: SpanKind = SpanKind.INTERNAL
+    ) -> None:
+        self._maker = maker
+        self._name = name
+        self._component_id = component_id
+        self._parent = parent
+        self._kind = kind
+        self._began = time_ns()
+        self._made: Span | None = None
+
+    def _span(self) -> Span:
+        if self._made is None:
+            with _making:  # A component's code may run in a thread.
+                if self._made is None:
+                    self._made = self._maker.start_span(
+                        self._name,
+                        context=None if self._parent is None else _below(self._parent),
+                        kind=self._kind,
+                        attributes={"onward.component_id": self._component_id},
+                        start_time=self._began,
+                    )
+        return self._made
+
+    def end(self, end_time: int | None = None) -> None:
+        self._span().end(end_time)
+
+    def get_span_context(self) -> SpanContext:
+        return self._span().get_span_context()
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        self._span().set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        self._span().set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        self._span().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        self._span().add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:
+        self._span().update_name(name)
+
+    def is_recording(self) -> bool:
+        return self._span().is_recording()
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        self._span().set_status(status, description)
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        self._span().record_exception(exception, attributes, timestamp, escaped)
+
+
+_making = RLock()
 
 
 def retrying(span: Span, try_number: int, error: RunError) -> None:

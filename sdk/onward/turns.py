@@ -46,6 +46,10 @@ class Turns:
         self._last: asyncio.Task[Any] | None = None
         """Who was given something last. What that one does with it has had its effect when it asks again."""
         self._scheduled = False
+        self._spare: list[Callable[[], None]] = []
+        """What nobody waits for."""
+        self._spare_left = 0
+        """Turns until it is done in any case."""
 
     @property
     def first(self) -> int:
@@ -90,6 +94,18 @@ class Turns:
         """Whether nobody waits for a turn, and what was given last has had its effect."""
         return not self.first and not self._left
 
+    def when_at_rest(self, work: Callable[[], None]) -> None:
+        """Do something that nobody waits for when the loop has nothing else to do, or else after SETTLE_TURNS."""
+        self._spare.append(work)
+        self._spare_left = SETTLE_TURNS
+        self.look()
+
+    def rest(self) -> None:
+        """Do now what `when_at_rest` was given."""
+        spare, self._spare = self._spare, []
+        for work in spare:
+            work()
+
     def look(self) -> None:
         """See whether somebody's turn has come."""
         if not self._scheduled:
@@ -107,7 +123,14 @@ class Turns:
 
     def _pump(self) -> None:
         self._scheduled = False
-        if self._left and self._ready != _NOTHING:
+        at_rest = self._ready == _NOTHING
+        if self._spare:
+            if at_rest or not self._spare_left:
+                self.rest()
+            else:
+                self._spare_left -= 1
+                self.look()
+        if self._left and not at_rest:
             self._left -= 1
             self.look()
             return

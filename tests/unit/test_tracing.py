@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from time import time_ns
 
 import pytest
 from opentelemetry import trace
@@ -109,6 +110,75 @@ async def test_a_run_is_a_tree_of_spans(spans: InMemorySpanExporter) -> None:
     attributes = told["run flow"].attributes
     assert attributes is not None
     assert (attributes["onward.run_id"], attributes["onward.state"]) == ("r", "SUCCEEDED")
+
+
+async def test_a_span_lasts_as_long_as_its_component(spans: InMemorySpanExporter) -> None:
+    """It is made later, and still says when; everything is out before the attempt's own span ends."""
+    times: list[int] = []
+
+    @component
+    async def unseen() -> None:
+        times.append(time_ns())
+
+    @workflow
+    async def calls() -> None:
+        for _ in range(3):
+            await unseen()
+            times.append(time_ns())
+
+    before = time_ns()
+    await execute(calls, MemoryRun())
+    made = spans.get_finished_spans()
+    assert [span.name for span in made] == ["run calls", "unseen", "unseen", "unseen", "attempt 1"]
+    for span in made[1:4]:
+        began, ended = span.start_time, span.end_time
+        assert began is not None
+        assert ended is not None
+        inside, after = times[:2]
+        assert before <= began <= inside <= ended <= after
+        before, times = after, times[2:]
+
+
+async def test_a_components_code_can_say_more_in_its_span(spans: InMemorySpanExporter) -> None:
+    """On the event loop as in a thread; and what it made there is its own, whoever looks again."""
+
+    def say(more: str) -> str:
+        span = trace.get_current_span()
+        assert span.is_recording()
+        span.set_attributes({"users.more": more})
+        span.set_attribute("users.one", 1)
+        span.add_event("seen", {"at": 1})
+        span.add_link(trace.SpanContext(1, 2, is_remote=True))
+        span.update_name(f"renamed {more}")
+        span.record_exception(ValueError("handled"))
+        span.set_status(StatusCode.OK)
+        return f"{trace.get_current_span().get_span_context().span_id:x}"
+
+    @component
+    async def on_loop() -> str:
+        return say("loop")
+
+    @component
+    def in_thread() -> str:
+        return say("thread")
+
+    @workflow
+    async def both() -> list[str]:
+        return [await on_loop(), await in_thread()]
+
+    memory = MemoryRun()
+    await execute(both, memory)
+    told = by_name(spans)
+    made = [told["renamed loop"], told["renamed thread"]]
+    for span in made:
+        assert span.attributes is not None
+        assert span.attributes["users.one"] == 1
+        assert span.attributes["onward.component_id"]
+        assert [event.name for event in span.events] == ["seen", "exception"]
+        assert [link.context.span_id for link in span.links] == [2]
+        assert span.status.status_code is StatusCode.OK
+    output = memory.events[-1].run_state_changed.output.data
+    assert output == b'["' + b'","'.join(f"{span.context.span_id:x}".encode() for span in made if span.context) + b'"]'
 
 
 async def test_every_attempt_is_below_the_one_span_of_the_run(spans: InMemorySpanExporter) -> None:
