@@ -89,8 +89,10 @@ async def replay(setting: Setting) -> list[Figure]:
 
 async def long(setting: Setting) -> list[Figure]:
     """Row 11: a run with a long log."""
-    chapters, count = (20, 98) if setting.quick else (1_000, 98)
+    chapters, count, turns = (20, 98, 1) if setting.quick else (1_000, 98, 5)
     length = chapters * (count + 2)
+    ratios: list[float] = []
+    grown: list[float] = []
     with tempfile.TemporaryDirectory(prefix="onward-bench-") as folder:
         async with (
             serving(Path(folder), {}, target=TARGET, schedulers=1, gateways=1, executors=1, proxied=False) as fleet,
@@ -98,18 +100,20 @@ async def long(setting: Setting) -> list[Figure]:
         ):
             [executor] = fleet.of("executor")
             await (await client.start(durable.book, {"chapters": 10, "count": count})).result()
-            run = await client.start(durable.book, {"chapters": chapters, "count": count})
-            times: list[float] = []
-            memory: list[int] = []
-            async with asyncio.timeout(2 * PATIENCE_S), aclosing(run.follow()) as events:
-                async for event in events:
-                    if event.offset % (length // 10) == 0:
-                        times.append(_time(event))
-                        memory.append(resident_kib(executor.pid))
-    pace = [later - earlier for earlier, later in pairwise(times)]
-    ratio = statistics.median(pace[-3:]) / statistics.median(pace[:3])
-    grown = (memory[-1] - memory[0]) / 1024
-    setting.say(f"row 11: tenths of the log in {_ms(pace)} ms, memory {memory} KiB")
+            for _ in range(turns):
+                run = await client.start(durable.book, {"chapters": chapters, "count": count})
+                times: list[float] = []
+                memory: list[int] = []
+                async with asyncio.timeout(2 * PATIENCE_S), aclosing(run.follow()) as events:
+                    async for event in events:
+                        if event.offset % (length // 10) == 0:
+                            times.append(_time(event))
+                            memory.append(resident_kib(executor.pid))
+                pace = [later - earlier for earlier, later in pairwise(times)]
+                ratios.append(statistics.median(pace[-3:]) / statistics.median(pace[:3]))
+                grown.append((memory[-1] - memory[0]) / 1024)
+                setting.say(f"row 11: tenths of the log in {_ms(pace)} ms, memory {memory} KiB")
+    ratio, growth = statistics.median(ratios), max(grown)
     return [
         Figure(
             row=11,
@@ -122,10 +126,10 @@ async def long(setting: Setting) -> list[Figure]:
         Figure(
             row=11,
             what="the same: by how much the executor's memory grows from its first tenth to its end",
-            value=grown,
+            value=growth,
             unit="MiB",
             target="≤ 2 MiB",
-            met=grown <= 2,
+            met=growth <= 2,
         ),
     ]
 
