@@ -21,6 +21,7 @@ from onward.openai.budgets import Budgeted
 from onward.openai.exchanges import Asked, Exchange
 from onward.openai.policy import DEFAULT, ModelPolicy
 from onward.openai.providers import Providers, json_object
+from onward.openai.shapes import fitted
 from onward.openai.spans import operation
 from onward.openai.sse import Decoder
 from onward.openai.wires import Caller, LoopWire, ThreadWire, Wire
@@ -169,6 +170,14 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         def _make_sse_decoder(self) -> Any:
             return _decoder(super()._make_sse_decoder())
 
+        def _process_response_data(self, *, data: object, cast_to: Any, response: httpx2.Response) -> Any:
+            made = fitted(cast_to, data)
+            return (
+                made
+                if made is not None
+                else super()._process_response_data(data=data, cast_to=cast_to, response=response)
+            )
+
     async def _send_request(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         place = _PLACE.get()
         if place is None:
@@ -229,6 +238,14 @@ class OpenAI(openai.OpenAI):
 
         def _make_sse_decoder(self) -> Any:
             return _decoder(super()._make_sse_decoder())
+
+        def _process_response_data(self, *, data: object, cast_to: Any, response: httpx2.Response) -> Any:
+            made = fitted(cast_to, data)
+            return (
+                made
+                if made is not None
+                else super()._process_response_data(data=data, cast_to=cast_to, response=response)
+            )
 
     def _send_request(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         place = _PLACE.get()
