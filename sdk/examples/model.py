@@ -26,6 +26,7 @@ from onward.openai import (
     AsyncOpenAI,
     AuthenticationError,
     BadRequestError,
+    DefaultAioHttpClient,
     NotFoundError,
     PermissionDeniedError,
 )
@@ -238,6 +239,7 @@ def _connect_openai() -> AsyncOpenAI:
         base_url=os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
         api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a server of one's own wants none, but the package does
         max_retries=0,  # the component that asks has a policy, and the two would multiply
+        http_client=DefaultAioHttpClient(),  # there may be dozens of questions at once
     )
 
 

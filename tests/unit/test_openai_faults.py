@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.provider import Provider, Reply, serving
 
 from onward import ComponentError, component, testing, workflow
-from onward.openai import AsyncOpenAI, ModelPolicy, Providers, Stall
+from onward.openai import AsyncOpenAI, DefaultAioHttpClient, ModelPolicy, Providers, Stall
 from onward.openai import Provider as Named
 from onward.v1.event_pb2 import (
     OUTCOME_ERROR,
@@ -126,6 +126,26 @@ async def test_what_no_try_heals_is_the_packages_error_the_first_time_as_on_repl
     assert finished.error.retryable
     stalls = reply.fault == "stall" and ask is not whole
     assert finished.usage.calls == len(provider.requests) == (2 if stalls else 3)
+
+
+@pytest.mark.parametrize("ask", [whole, stream])
+@pytest.mark.parametrize(("reply", "kind"), FAULTS.values(), ids=FAULTS)
+async def test_it_is_the_same_over_aiohttp(provider: Provider, ask: Ask, reply: Reply, kind: str) -> None:
+    """The package's other transport names some of them otherwise, which neither the caller nor the log sees."""
+    provider.script(reply)
+    policy = ModelPolicy(first_token=Stall("0.8s"), between_tokens=Stall("0.8s"))
+    async with AsyncOpenAI(
+        base_url=provider.url,
+        api_key="key",
+        max_retries=2,
+        timeout=0.8,
+        policy=policy,
+        http_client=DefaultAioHttpClient(timeout=0.8),
+    ) as client:
+        result = await run(lambda: outcome(ask, client))
+    assert result.output == ["Hello dear world"]
+    assert retrying(result.events) == [kind]
+    assert len(provider.requests) == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

@@ -443,7 +443,7 @@ class Exchange(Flow):
             admission.settle(self._answer.usage)
         elif isinstance(error, APIStatusError):
             admission.settle(Usage())
-        elif isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
+        elif isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout) and not _hung_up(error.__cause__):
             admission.settle(Usage(), requests=0)
         else:
             admission.settle(None)
@@ -515,7 +515,7 @@ class Exchange(Flow):
             failed = Failed(made, again, again, refused=refused, unanswered=again and not refused)
         elif isinstance(error, Stalled):
             failed = self._no_answer(str(error), timeout=True, stall=error.what)
-        elif isinstance(error, httpx2.TimeoutException):
+        elif isinstance(error, httpx2.TimeoutException) and not _hung_up(error):
             failed = self._no_answer(f"the request timed out: {error!r}", timeout=True)
         elif isinstance(error, httpx2.RequestError | OSError):
             failed = self._no_answer(f"the connection failed: {error!r}", timeout=False)
@@ -863,6 +863,12 @@ def _event(component_id: str, shown: Shown) -> Event:
 def _joined(chunks: list[bytes]) -> bytes:
     """Return chunks as they are remembered: with an END between them."""
     return b"".join(chunks).removesuffix(END)
+
+
+def _hung_up(error: BaseException) -> bool:
+    """Tell whether a time-out is none: the package's client on aiohttp raises one where the other side hung up."""
+    cause = error.__cause__
+    return type(cause).__module__.startswith("aiohttp.") and not isinstance(cause, TimeoutError)
 
 
 def _is_refusal(error: dict[str, Any]) -> bool:
