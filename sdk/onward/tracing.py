@@ -9,10 +9,11 @@ sets up the provider.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from hashlib import blake2b
-from threading import RLock
+from threading import Lock
 from time import time_ns
 from typing import Any
 
@@ -24,6 +25,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from onward.v1.run_pb2 import RUN_STATE_FAILED, Run, RunError, RunState
+
+logger = logging.getLogger(__name__)
 
 NEXT_IDS: ContextVar[tuple[int, int] | None] = ContextVar("onward_next_ids", default=None)
 """Trace id and span id that the next span gets, where `onward.telemetry.RunIdGenerator` makes ids."""
@@ -112,9 +115,15 @@ class ComponentSpan(Span):
 
     To make one takes as long as most else that is done before a component's code runs, and hardly any code looks at
     its span. So it is made for the first who does; otherwise once it has ended, while the log takes its result.
+    Samplers and processors find the context that they would have found at once, and cannot harm the run: where they
+    raise, it goes on without this span.
+
+    Attributes:
+        above: The span of who called it, or of the attempt.
+        made: The span itself; None before anybody has looked at it.
     """
 
-    __slots__ = ("_began", "_component_id", "_kind", "_made", "_maker", "_name", "_parent")
+    __slots__ = ("_began", "_component_id", "_context", "_kind", "_maker", "_name", "above", "made")
 
     def __init__(
         self, maker: Tracer, name: str, component_id: str, parent: Span | None, kind: SpanKind = SpanKind.INTERNAL
@@ -122,26 +131,55 @@ class ComponentSpan(Span):
         self._maker = maker
         self._name = name
         self._component_id = component_id
-        self._parent = parent
+        self.above = parent
         self._kind = kind
         self._began = time_ns()
-        self._made: Span | None = None
+        self._context = copy_context()
+        self.made: Span | None = None
 
     def _span(self) -> Span:
-        if self._made is None:
-            with _making:  # A component's code may run in a thread.
-                if self._made is None:
-                    self._made = self._maker.start_span(
-                        self._name,
-                        context=None if self._parent is None else _below(self._parent),
-                        kind=self._kind,
-                        attributes={"onward.component_id": self._component_id},
-                        start_time=self._began,
-                    )
-        return self._made
+        """Return the span itself."""
+        if self.made is None:
+            unmade = [self]
+            while isinstance(above := unmade[-1].above, ComponentSpan) and above.made is None:
+                unmade.append(above)
+            for span in reversed(unmade):  # From the top, one by one: they may be hundreds.
+                span._make()
+        assert self.made is not None
+        return self.made
+
+    def _make(self) -> None:
+        parent = self.above.made if isinstance(self.above, ComponentSpan) else self.above
+        below = None if parent is None else _below(parent)
+        try:
+            # A copy: two threads may look at the same time, and a context is entered once at a time.
+            made = self._context.copy().run(self._start, below)
+        except Exception as error:  # noqa: BLE001 - whatever a processor raises
+            _complain(error)
+            made = NonRecordingSpan(trace.INVALID_SPAN_CONTEXT if parent is None else parent.get_span_context())
+        # No lock while others' code runs, which may wait for who waits here. Of two that were made one is let go.
+        with _swapping:
+            if self.made is None:
+                self.made = made
+
+    def _start(self, context: Context | None) -> Span:
+        return self._maker.start_span(
+            self._name,
+            context=context,
+            kind=self._kind,
+            attributes={"onward.component_id": self._component_id},
+            start_time=self._began,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._span(), name)  # What the SDK's spans have beyond the API: name, attributes, status, …
 
     def end(self, end_time: int | None = None) -> None:
-        self._span().end(end_time)
+        made = self._span()
+        try:
+            self._context.copy().run(made.end, end_time)
+        except Exception as error:  # noqa: BLE001 - whatever a processor raises
+            _complain(error)
 
     def get_span_context(self) -> SpanContext:
         return self._span().get_span_context()
@@ -177,7 +215,16 @@ class ComponentSpan(Span):
         self._span().record_exception(exception, attributes, timestamp, escaped)
 
 
-_making = RLock()
+_swapping = Lock()
+
+_complained: set[type[BaseException]] = set()
+
+
+def _complain(error: Exception) -> None:
+    """Say once what a sampler or a span processor raises: it may be so with each of a million spans."""
+    if type(error) not in _complained:
+        _complained.add(type(error))
+        logger.error("a sampler or a span processor raised: spans are missing from here on", exc_info=error)
 
 
 def retrying(span: Span, try_number: int, error: RunError) -> None:

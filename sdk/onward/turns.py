@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 SETTLE_TURNS = 8
 """After so many turns of the event loop what was given has had its effect, also where the loop never rests."""
@@ -96,15 +99,19 @@ class Turns:
 
     def when_at_rest(self, work: Callable[[], None]) -> None:
         """Do something that nobody waits for when the loop has nothing else to do, or else after SETTLE_TURNS."""
+        if not self._spare:
+            self._spare_left = SETTLE_TURNS
         self._spare.append(work)
-        self._spare_left = SETTLE_TURNS
         self.look()
 
     def rest(self) -> None:
         """Do now what `when_at_rest` was given."""
         spare, self._spare = self._spare, []
         for work in spare:
-            work()
+            try:
+                work()
+            except Exception:
+                logger.exception("something that nobody waited for failed")
 
     def look(self) -> None:
         """See whether somebody's turn has come."""
