@@ -16,7 +16,7 @@ from onward.continuing import continued, errand, successor
 from onward.failure import WORKFLOW_FAILED, run_error, told, workflow_error
 from onward.instance import Instance
 from onward.journal import Journal, NonDeterministic, inline, now
-from onward.log import INLINE_BYTES_MAX, AttemptLog, EventTooLarge, LogError, LogFull
+from onward.log import INLINE_BYTES_MAX, AttemptLog, EventTooLarge, LogError, LogFull, RunCancelling
 from onward.past import read
 from onward.permits import Permits
 from onward.replay import QUIET_S, Replay
@@ -159,7 +159,7 @@ class Attempt:
             except LogError as error:
                 journal.refuse(error)
             if isinstance(journal.refusal, LogFull):
-                await self._finish(journal, _paused(journal.refusal))
+                await self._finish(journal, self._unfit(_log_limit(journal.refusal)))
             elif isinstance(journal.refusal, NonDeterministic):
                 await self._finish(journal, self._unfit(journal.refusal.error))
             elif changed is not None and not journal.closed:
@@ -419,7 +419,7 @@ class Attempt:
         return RunStateChanged(state=RUN_STATE_CANCELLED, reason=self._cancel_reason or "")
 
     def _unfit(self, error: RunError) -> RunStateChanged:
-        """How a run stops whose code does not fit its log: for a person, unless its end was asked for already."""
+        """How a run stops that cannot go on: for a person, unless its end was asked for already."""
         if self._cancel_reason is None:
             return RunStateChanged(state=RUN_STATE_PAUSED, error=error)
         return RunStateChanged(state=RUN_STATE_CANCELLED, reason=f"it could not clean up: {error.message}")
@@ -429,8 +429,10 @@ class Attempt:
         try:
             try:
                 await self._log.finish(Event(create_time=now(), run_state_changed=changed), outbox=self._outbox)
-            except LogFull as full:
-                changed = _paused(full)
+            except (LogFull, RunCancelling) as refusal:
+                if isinstance(refusal, RunCancelling):
+                    self._cancel_reason = self._cancel_reason or ""
+                changed = self._unfit(_log_limit(refusal) if isinstance(refusal, LogFull) else changed.error)
                 await self._log.finish(Event(create_time=now(), run_state_changed=changed))
         except LogError:
             return  # Somebody else ended the run, or has it now.
@@ -459,6 +461,5 @@ def _failed(error: RunError) -> RunStateChanged:
     return RunStateChanged(state=RUN_STATE_FAILED, error=error)
 
 
-def _paused(full: LogFull) -> RunStateChanged:
-    error = RunError(reason="LOG_LIMIT", message=f"the run was stopped: {full}")
-    return RunStateChanged(state=RUN_STATE_PAUSED, error=error)
+def _log_limit(full: LogFull) -> RunError:
+    return RunError(reason="LOG_LIMIT", message=f"the run was stopped: {full}")

@@ -59,7 +59,11 @@ class LogClosed(LogError):
 
 
 class LogFull(LogError):
-    """The log is at its limit of events or bytes. Only a `finish` into PAUSED is taken."""
+    """The log is at its limit of events or bytes. Only a `finish` into PAUSED or CANCELLED is taken."""
+
+
+class RunCancelling(LogError):
+    """The run does not pause: its cancellation was asked for. A `finish` into CANCELLED is taken."""
 
 
 class EventTooLarge(ValueError):
@@ -146,6 +150,8 @@ class AttemptLog(Protocol):
             outbox: As in `post`.
 
         Raises:
+            LogFull: There is no room for this end.
+            RunCancelling: The run is to be cancelled, and this is no end of that.
             LogError: The attempt is over.
         """
 

@@ -20,6 +20,7 @@ from onward.log import (
     LogClosed,
     LogError,
     LogFull,
+    RunCancelling,
     add_usage,
     usage_of,
 )
@@ -276,12 +277,16 @@ class MemoryLog:
         data = _serialized(event)
         await self.run.online.wait()
         self._send()
-        if not (state == RUN_STATE_PAUSED and isinstance(self._refusal, LogFull)):
+        last = state in (RUN_STATE_PAUSED, RUN_STATE_CANCELLED)
+        if not (last and isinstance(self._refusal, LogFull | RunCancelling)):
             if self._dies_before and self._is_here(data):
                 self.run.lose()
             self._raise()
-            if state != RUN_STATE_PAUSED and self.run.full(len(data)):
+            if not last and self.run.full(len(data)):
                 raise LogFull("the log is at its limit")
+        if state == RUN_STATE_PAUSED and self.run.state == RUN_STATE_CANCELLING:
+            self._refusal = RunCancelling("the run is to be cancelled")
+            raise self._refusal
         self.run.write(data, attempt=self.attempt)
         self.run.state = state
         self.run.held = False

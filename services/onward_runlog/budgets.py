@@ -19,6 +19,9 @@ from onward_runlog.store import Store
 
 logger = logging.getLogger(__name__)
 
+TOKENS_MAX = 2**53
+"""The store counts in floating point: up to here it does so exactly."""
+
 
 class RedisBudgets:
     """`onward.budgets.Budgets` for all runs that a process holds.
@@ -52,7 +55,8 @@ class RedisBudgets:
         limits = ("" if tokens is None else str(tokens), "" if requests is None else str(requests))
         window_ms = max(1, round(window_s * 1000))
         try:
-            reply = self._call("budget_reserve", name, *caller, max(1, asked), *limits, window_ms)
+            amount = min(max(1, asked), TOKENS_MAX)
+            reply = self._call("budget_reserve", name, *caller, amount, *limits, window_ms)
             status, *delay_ms = await reply
         except (RedisError, StoreUnavailable) as error:
             raise ConnectionError(f"the budgets do not answer: {error}") from error
@@ -66,7 +70,7 @@ class RedisBudgets:
 
     def settle(self, name: str, caller: Caller, *, tokens: int | None = None, requests: int = 1) -> None:
         """See Budgets.settle."""
-        used: Argument = "" if tokens is None else tokens
+        used: Argument = "" if tokens is None else min(tokens, TOKENS_MAX)
         reply = self._call("budget_settle", name, caller.call, caller.attempt, used, requests)
         reply.add_done_callback(_told)
 

@@ -1,5 +1,5 @@
 #!lua name=onward1
--- Revision 2
+-- Revision 3
 -- The atomic writes of the run log, version 1. protos/README.md specifies them for executors in any language. The revision
 -- goes up with every change: of two builds at one store, the functions of the newer one stay.
 --
@@ -428,7 +428,7 @@ end
 -- append: events_max, bytes_max, expire, then for each run: ref, attempt, sequence, end ('' or the state that ends the
 --   attempt; behind SUCCEEDED and a space the run_id of the run that it goes on as), output, error, usage ('' or five amounts that are added to the run's), n, n events, m, m pairs of memo
 --   name and value, k, k entries for the outbox
--- → for each run {"ok" | "fenced" | "closed" | "jump" | "full", state, attempt, last_offset, bytes}. Those are the log's, and of
+-- → for each run {"ok" | "fenced" | "closed" | "jump" | "full" | "cancelling", state, attempt, last_offset, bytes}. Those are the log's, and of
 --   the memo and the blobs beside it.
 local function append(keys, argv)
   local base, events_max, bytes_max, expire = keys[1], tonumber(argv[1]), tonumber(argv[2]), tonumber(argv[3])
@@ -464,6 +464,8 @@ local function append(keys, argv)
         reply = { 'fenced', state, held, last, size }
       elseif seq ~= expected + 1 then
         reply = { 'jump', state, held, last, size }
+      elseif state == CANCELLING and ending == PAUSED then
+        reply = { 'cancelling', state, held, last, size } -- or a cancellation that was answered would be undone
       elseif not ending and (last + n > events_max or size > bytes_max) then
         reply = { 'full', state, held, last, size }
       else
@@ -1053,6 +1055,8 @@ local function budget_open(base, name)
   local budget = { key = key, now = now_ms(), ttl = 0 }
   for i = 1, #known, 2 do budget[known[i]] = tonumber(known[i + 1]) end
   budget['until'], budget.v, budget.mean = budget['until'] or 0, budget.v or 0, budget.mean or 1
+  -- It may lie ahead to the end of a refusal, and no further: this clock may have been set back.
+  if budget.at then budget.at = math.min(budget.at, math.max(budget.now, budget['until'])) end
   return budget
 end
 
@@ -1190,7 +1194,11 @@ local function budget_reserve(keys, argv)
   if call and call.state == 'g' and call.attempt == attempt then return { 'go' } end
   if not call or call.state == 'g' then
     call = { id = id, asked = asked, tokens = math.max(1, math.ceil(asked * budget.mean)), tenant = tenant, share = 0 }
-    if limits.tokens then call.share = call.tokens / limits.tokens.full end
+    if limits.tokens then
+      -- One that is larger than all goes when all is there. It may be a slip: nobody waits more than a window for it.
+      call.tokens = math.min(call.tokens, math.ceil(2 * limits.tokens.full))
+      call.share = call.tokens / limits.tokens.full
+    end
     if limits.requests then call.share = math.max(call.share, 1 / limits.requests.full) end
     call.tag = math.max(budget.v, tonumber(redis.call('ZSCORE', budget.key .. ':tenants', tenant) or 0))
     redis.call('ZADD', budget.key .. ':tenants', string.format('%.17g', call.tag + call.share), tenant)
@@ -1232,8 +1240,10 @@ local function budget_settle(keys, argv)
   else
     local tokens, share = tonumber(argv[4]) or call.tokens, 0
     if limits.tokens then
-      budget.tokens = math.min(limits.tokens.full, budget.tokens + call.tokens - tokens)
-      share = tokens / limits.tokens.full
+      -- What a provider says that it used, it may say wrongly: no more than a window is owed.
+      local full, spent = limits.tokens.full, math.min(tokens, 2 * limits.tokens.full)
+      budget.tokens = math.max(-full, math.min(full, budget.tokens + call.tokens - spent))
+      share = spent / full
     end
     if limits.requests then
       budget.requests = math.min(limits.requests.full, budget.requests + 1 - tonumber(argv[5]))
@@ -1296,6 +1306,8 @@ local ASKS = 20                           -- of those who wait, one asks in this
 local ASKS_MAX = 300000                   -- but everybody in this
 local RAMP_MIN, RAMP_MAX = 1000, 20000    -- as long as the outage, within these
 local RAMP_RATE, DOUBLINGS = 0.005, 10    -- calls in a millisecond when it begins, and how often that doubles
+local AHEAD = { at = 0, since = 0, filled = 0, least_at = 0, probe_at = 1.2 * PROBE_MAX, probe_until = PROBE_LEASE,
+  ask_at = ASKS_MAX }
 
 local function breaker_open(base, name)
   local key = base .. ':breaker:' .. name
@@ -1306,6 +1318,10 @@ local function breaker_open(base, name)
     breaker[field] = (field == 'state' or field == 'probe') and value or tonumber(value)
   end
   breaker.failures = breaker.failures or 0
+  -- No time lies further ahead than it was ever set: this clock may have been set back.
+  for field, ahead in pairs(AHEAD) do
+    if breaker[field] then breaker[field] = math.min(breaker[field], breaker.now + ahead) end
+  end
   if breaker.state == 'ramp' and breaker.now >= breaker.at + breaker.ramp then breaker.state = 'closed' end
   if breaker.least and breaker.now > breaker.least_at + BLIP_KNOWN then breaker.least = nil end
   return breaker

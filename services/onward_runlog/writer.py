@@ -22,6 +22,7 @@ from onward.log import (
     LogClosed,
     LogError,
     LogFull,
+    RunCancelling,
     add_usage,
     usage_of,
 )
@@ -56,6 +57,9 @@ CALL_BYTES_MAX = 8 * 1024 * 1024
 
 LINGER_S = 0.005
 """How long an event that nobody waits for may wait for company."""
+
+_LAST_STATES = (RunState.RUN_STATE_PAUSED, RunState.RUN_STATE_CANCELLED)
+"""How a run may end whose log takes nothing else."""
 
 READ_EVENTS = 500
 """Events in one read of a replay."""
@@ -300,7 +304,7 @@ class RedisAttemptLog:
         """See AttemptLog.finish."""
         change = event.run_state_changed
         data = _serialized(event)
-        if change.state == RunState.RUN_STATE_PAUSED and isinstance(self._refused, LogFull):
+        if change.state in _LAST_STATES and isinstance(self._refused, LogFull | RunCancelling):
             self._refused = self._finishing = None
         self._raise_refusal()
         output = change.output.SerializeToString() if change.HasField("output") else b""
@@ -531,6 +535,8 @@ class RedisAttemptLog:
                 events_max, bytes_max = self._writer.limits
                 limit = f"{events_max:,} events or {bytes_max:,} bytes, with the results that lie beside it"
                 return LogFull(f"the log of run {self.ref} is at its limit of {limit}")
+            case b"cancelling":
+                return RunCancelling(f"run {self.ref} is to be cancelled: it does not pause")
             case b"jump":
                 return AttemptFenced(f"an append to run {self.ref} is missing")
             case _:
@@ -538,7 +544,7 @@ class RedisAttemptLog:
 
     def _refuse(self, error: LogError) -> None:
         self._refused = error
-        if isinstance(error, LogFull):
+        if isinstance(error, LogFull | RunCancelling):
             self._sequence -= 1  # the log did not count it: `finish` comes in its place
         self._unsent.clear()
         self._unsent_bytes = 0

@@ -44,6 +44,9 @@ class OnRedis:
         await self._writer.store.command("HSET", f"{base}:{ref}:run", "deadline", 1)
         assert await self._runs.expel(self._run.namespace, self._run.run_id)
 
+    async def cancel(self) -> None:
+        await self._runs.cancel(self._run.namespace, self._run.run_id, "")
+
     async def signal(self, name: str) -> None:
         """And notify whoever holds the run, as a Scheduler does."""
         signal = SignalRunRequest(run_id=self._run.run_id, name=name)

@@ -297,3 +297,18 @@ async def test_nothing_is_left_of_an_outage(breakers: RedisBreakers, store: Stor
     assert len(ours) == 3
     for name in ours:
         assert 0 < await store.command("PTTL", name) <= 600_000
+
+
+@pytest.mark.parametrize("state", ["open", "ramp"])
+async def test_a_clock_that_was_set_back_holds_up_nobody(breakers: RedisBreakers, store: Store, state: str) -> None:
+    """As when another server takes over: what was noted lies an hour ahead."""
+    await fail(breakers)
+    if state == "ramp":
+        await probe(breakers, store)
+        breakers.answered(NAME, "probe/1/1")
+        await now_in(store, "state", b"ramp")
+    for field in ("at", "since", "probe_at", "probe_until", "ask_at", "filled"):
+        noted = await store.command("HGET", key(store), field)
+        if noted is not None:
+            await put(store, **{field: float(noted) + 3_600_000})
+    assert (await breakers.enter(NAME, "call/1/1")).delay_s <= 300

@@ -145,9 +145,9 @@ async def test_what_calls_really_use_is_learned(budgets: RedisBudgets) -> None:
 
 
 async def test_a_call_larger_than_the_whole_budget_goes_when_that_is_full(budgets: RedisBudgets) -> None:
-    """It does not wait for ever; those after it wait for what it took."""
+    """It does not wait for ever; those after it wait for what it took, of which a window's worth counts."""
     assert await ask(budgets, caller("huge"), 5_000) == 0
-    assert await ask(budgets, caller("next"), 100) == pytest.approx(60 * 4.15, abs=1)
+    assert await ask(budgets, caller("next"), 100) == pytest.approx(60 * 1.05, abs=1)
 
 
 async def test_tenants_share_equally_however_many_calls_they_have_in_line(budgets: RedisBudgets) -> None:
@@ -336,3 +336,33 @@ async def test_calls_of_two_namespaces_are_two_calls_also_where_their_runs_have_
         assert len(provider.requests) == 1
         gate.set()
         assert (await first).state == RUN_STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize("huge", [10_000_000, 2**63 - 1, 10**30])
+async def test_a_call_that_asks_for_absurdly_much_stops_nobody_else(budgets: RedisBudgets, huge: int) -> None:
+    """Neither where it goes and its executor dies, nor in line. The provider refuses it in a moment."""
+    assert await ask(budgets, caller("goes", "a/"), huge) == 0
+    behind_s = await ask(budgets, caller("behind", "b/"))
+    assert behind_s is not None
+    assert 0 < behind_s <= 120
+    assert await ask(budgets, caller("in line", "a/"), huge)
+    assert await ask(budgets, caller("behind that", "a/"))
+
+
+async def test_a_usage_that_cannot_be_is_owed_for_no_more_than_a_window(budgets: RedisBudgets) -> None:
+    assert await ask(budgets, caller("one", "a/")) == 0
+    budgets.settle(NAME, caller("one", "a/"), tokens=2**60)
+    delay_s = await ask(budgets, caller("two", "b/"))
+    assert delay_s is not None
+    assert 60 < delay_s <= 120
+
+
+async def test_a_clock_that_was_set_back_stops_nobody(store: Store, budgets: RedisBudgets) -> None:
+    """As when another server takes over: what was noted lies an hour ahead."""
+    assert await ask(budgets, caller("one"), 900) == 0
+    key = f"{keys.base(keys.partition_of(NAME, store.partitions))}:budget:{NAME}"
+    noted = float(await store.command("HGET", key, "at"))
+    await store.command("HSET", key, "at", str(noted + 3_600_000))
+    delay_s = await ask(budgets, caller("two"), 900)
+    assert delay_s is not None
+    assert 0 < delay_s <= 60

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from onward.log import EVENT_BYTES_MAX, AttemptFenced, AttemptLog, EventTooLarge, LogClosed, LogFull
+from onward.log import EVENT_BYTES_MAX, AttemptFenced, AttemptLog, EventTooLarge, LogClosed, LogFull, RunCancelling
 from onward.memory import MemoryRun
 from onward.v1.event_pb2 import (
     ComponentFinished,
@@ -21,6 +21,7 @@ from onward.v1.event_pb2 import (
 )
 from onward.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
+    RUN_STATE_CANCELLING,
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
     RUN_STATE_QUEUED,
@@ -42,6 +43,9 @@ class RunUnderTest(Protocol):
 
     async def close(self) -> None:
         """End the run as somebody else does who is not the executor: into CANCELLED, or FAILED by time-out."""
+
+    async def cancel(self) -> None:
+        """Ask for the end of the run, of which its attempt has not heard yet."""
 
     async def signal(self, name: str) -> None:
         """Send a signal into the run, which its attempt is told of."""
@@ -69,6 +73,9 @@ class InMemory:
 
     async def close(self) -> None:
         self._run.close()
+
+    async def cancel(self) -> None:
+        self._run.cancel()
 
     async def signal(self, name: str) -> None:
         self._run.signal(name, b"1")
@@ -108,6 +115,10 @@ def succeeded(data: bytes = b"1") -> Event:
 
 def paused() -> Event:
     return Event(run_state_changed=RunStateChanged(state=RUN_STATE_PAUSED, error=RunError(reason="LOG_LIMIT")))
+
+
+def cancelled() -> Event:
+    return Event(run_state_changed=RunStateChanged(state=RUN_STATE_CANCELLED))
 
 
 def waiting(*signals: str) -> Event:
@@ -278,6 +289,34 @@ async def test_a_full_log_takes_nothing_but_a_pause(new_run: NewRun) -> None:
         await log.finish(succeeded())
     await log.finish(paused())
     assert (await run.events())[-1].run_state_changed.state == RUN_STATE_PAUSED
+
+
+async def test_a_full_log_takes_the_end_of_a_cancellation(new_run: NewRun) -> None:
+    """Who cleans up may fill it, and nobody is to be asked about a run that was to end."""
+    run = await new_run(events_max=3)
+    log = await run.begin()
+    await log.append(status("a"), status("b"))
+    with pytest.raises(LogFull):
+        await log.append(status("c"))
+    await log.finish(cancelled())
+    assert await run.state() == RUN_STATE_CANCELLED
+
+
+async def test_a_run_that_is_to_be_cancelled_does_not_pause(new_run: NewRun) -> None:
+    """Who asked for its end was answered. Whoever was about to pause it ends it."""
+    run = await new_run()
+    log = await run.begin()
+    await log.append(status("a"))
+    await run.cancel()
+    for _ in range(2):
+        with pytest.raises(RunCancelling):
+            await log.finish(paused())
+    await log.finish(cancelled())
+    assert await run.state() == RUN_STATE_CANCELLED
+    assert [event.run_state_changed.state for event in (await run.events())[-2:]] == [
+        RUN_STATE_CANCELLING,
+        RUN_STATE_CANCELLED,
+    ]
 
 
 async def test_results_beside_a_log_count_as_its_bytes(new_run: NewRun) -> None:

@@ -1088,6 +1088,29 @@ async def test_a_full_log_pauses_the_run() -> None:
     assert holding.attempt.state == RUN_STATE_PAUSED
 
 
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "not heard"])
+async def test_a_run_that_is_to_be_cancelled_is_not_paused_by_a_full_log(heard: bool) -> None:
+    """Whether the attempt has heard of it yet or not: nobody is to be asked about a run that was to end."""
+
+    @workflow
+    async def flow() -> None:
+        holding[0].memory.cancel()
+        if heard:
+            asyncio.get_running_loop().call_soon(holding[0].attempt.cancel, "enough")
+        try:
+            await asyncio.sleep(60 if heard else 0)
+        finally:
+            for number in range(50):
+                status(f"cleaning up {number}")
+            await double(1)
+
+    holding = [Holding(flow, MemoryRun(events_max=20))]
+    events = await holding[0].run()
+    assert events[-1].run_state_changed.state == RUN_STATE_CANCELLED
+    assert "limit" in events[-1].run_state_changed.reason
+    assert holding[0].attempt.state == RUN_STATE_CANCELLED
+
+
 async def test_a_log_that_is_full_at_the_very_end_pauses_the_run() -> None:
     """The closing event counts like any other."""
 
