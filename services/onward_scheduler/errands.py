@@ -158,6 +158,27 @@ class Errands:
         except RunNotFound:
             if not seen_in_vain:
                 raise Later("it is not there yet") from None
+            if run_id == stop.run_id:
+                await self._refuse_start(parent_run_id, stop)
+
+    async def _refuse_start(self, parent_run_id: str, stop: StopRunRequest) -> None:
+        """Answer for a start that is still put off, so that it is not done any more.
+
+        Raises:
+            Later: It was done meanwhile.
+        """
+        name = ACCEPTED + stop.run_id
+        if await self._runs.was_told(stop.namespace, parent_run_id, name):
+            if await self._runs.state(stop.namespace, stop.run_id) is not None:
+                raise Later("it has been started now")
+            return  # It was refused, or is past its retention.
+        refused = Run(run_id=stop.run_id, error=RunError(reason="CANCELLED", message="it was stopped before it began"))
+        try:
+            await self._tell(Run(namespace=stop.namespace, parent_run_id=parent_run_id), name, refused)
+        except (RunNotFound, WrongState):
+            pass  # The parent has ended: whoever starts the child sees that.
+        except RequestReused:
+            raise Later("its start has just been answered") from None
 
     async def _tell_end(self, asker: Run, child: str) -> None:
         """Tell a fork of the end of a child that is not its own: of what that goes on as, where it does.

@@ -24,7 +24,7 @@ from onward_runlog.runs import Entry, Runs
 from onward_runlog.store import Store
 from onward_scheduler.accepting import Accepting
 from onward_scheduler.dispatching import Dispatcher
-from onward_scheduler.errands import Errands
+from onward_scheduler.errands import UNSEEN_TRIES_MAX, Errands
 from onward_scheduler.outbox import Later
 from onward_serving.tls import Peers
 
@@ -331,6 +331,26 @@ async def test_a_fork_does_not_wait_for_a_child_that_is_gone(store: Store, runs:
     base, ref = store.place("default", "over")
     what = Errand(tell_end=TellEnd(run_id="child")).SerializeToString()
     await errands.do(Entry(base, f"errand.0.0.1:{ref}", what, tries=1))
+
+
+async def test_a_start_that_comes_through_after_its_stop_starts_nothing(
+    store: Store, runs: Runs, errands: Errands, parent: Run
+) -> None:
+    """The queue was full for long: the try that asked for it has failed, and the next one has started another child."""
+    await serve(store)
+    start = await asked(store, runs, parent, start_child())
+    stop = Errand(stop_child=StopRunRequest(run_id="child", reason="the try that started it failed"))
+    await append(store, parent, 1, 2, outbox=[stop.SerializeToString()])
+    for tries in range(1, UNSEEN_TRIES_MAX + 1):
+        entries = [entry for base in store.bases() for entry in await runs.take(base, busy_s=0)]
+        [entry] = [entry for entry in entries if entry.id != start.id]
+        if tries < UNSEEN_TRIES_MAX:
+            with pytest.raises(Later):
+                await errands.do(entry)
+    await errands.do(entry)
+    await errands.do(start)
+    assert await runs.children("default", "parent") == []
+    await errands.do(entry)  # Done twice, as all of them may be.
 
 
 async def test_nobody_stops_the_children_of_others(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:
