@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 from pydantic_core import from_json, to_json
 
 from onward.concurrency import ConcurrencyLimit, permit
-from onward.failure import component_error, run_error
+from onward.failure import PASSING, component_error, contained, run_error
 from onward.fallback import Fallback
 from onward.flights import CachePolicy, Flight, Kept, take
 from onward.instance import Entered, Instance, Scope, leave
@@ -671,11 +671,16 @@ async def _invoke(call: Call, instance: Instance | None) -> Any:
 
 
 async def _called(fn: Callable[..., Any], kind: Kind, call: Call) -> Any:
-    if kind is Kind.COROUTINE:
-        return await fn(*call.args, **call.kwargs)
-    value = await in_thread(fn, call.args, call.kwargs)
-    # A plain function may hand on what an asynchronous one gave it.
-    return await value if inspect.isawaitable(value) else value
+    try:
+        if kind is Kind.COROUTINE:
+            return await fn(*call.args, **call.kwargs)
+        value = await in_thread(fn, call.args, call.kwargs)
+        # A plain function may hand on what an asynchronous one gave it.
+        return await value if inspect.isawaitable(value) else value
+    except PASSING:
+        raise
+    except BaseException as error:
+        raise contained(error, call.name) from error
 
 
 async def in_thread(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -752,6 +757,10 @@ async def collect(
                     journal.post(event)
                 if journal.crowded:
                     await journal.room()
+    except PASSING:
+        raise
+    except BaseException as error:
+        raise contained(error, call.name) from error
     finally:
         await close_generator(generator)
     return items.whole(gathered)

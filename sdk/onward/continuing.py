@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from hashlib import blake2b
 from typing import Any, Never, ParamSpec
 
+from onward.failure import Leaves
 from onward.journal import Journal, inline
 from onward.v1.errand_pb2 import ContinueRun, Errand
 from onward.v1.gateway_service_pb2 import StartRunRequest
@@ -20,8 +21,8 @@ INPUT_BYTES_MAX = 3 * 1024 * 1024
 RUN_ID_CHARACTERS = 26
 
 
-class Continued(BaseException):
-    """Leaves the workflow's body. No `except Exception` is in its way.
+class Continued(Leaves):
+    """Leaves the workflow's body.
 
     Attributes:
         data: The input of the run that follows, as JSON.

@@ -399,6 +399,7 @@ class Attempt:
             return _failed(workflow_error(error, call.error_reason(error, WORKFLOW_FAILED)))
         try:
             data = call.signature.dump_output(body.result())
+            call.signature.check_own(data)
         except Unserializable as unserializable:
             return _failed(run_error(unserializable, "OUTPUT_INVALID"))
         if len(data) > OUTPUT_BYTES_MAX:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from asyncio import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ WAIT_TIMEOUT = "WAIT_TIMEOUT"
 
 CAUSED_BY = "caused_by"
 """Where a ComponentError that came up through other components keeps the one it began with."""
+
+
+class Leaves(BaseException):
+    """Leaves user code on this package's own account. No `except Exception` is in its way."""
+
+
+PASSING = (Exception, SystemExit, CancelledError, GeneratorExit, Leaves, BaseExceptionGroup)
+"""What goes up from user code as it is."""
+
+
+def contained(error: BaseException, name: str) -> RuntimeError:
+    """Return an error for what is none: KeyboardInterrupt, which asyncio takes for its own, a panic of native code."""
+    return RuntimeError(f"{name} raised {error!r}, which is no Exception")
+
 
 _HERE = f"{Path(__file__).parent}{os.sep}"
 

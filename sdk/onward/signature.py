@@ -261,6 +261,17 @@ class Signature:
             return
         self._check(self._output_adapter, self.gives, value, data, "result")
 
+    def check_own(self, data: bytes) -> None:
+        """Make sure that whoever reads the output of a run finds what its annotation says.
+
+        Raises:
+            OutputInvalid: It is something else.
+        """
+        try:
+            self.load_output(data)
+        except ValueError as error:
+            raise OutputInvalid(f"the output of {self.name} is not what is annotated, {self.gives}: {error}") from None
+
     def check_item(self, value: Any, data: bytes) -> None:
         """`check_output` for one item of a stream.
 

@@ -34,7 +34,7 @@ from onward.calls import (
     run,
     working,
 )
-from onward.failure import component_error
+from onward.failure import PASSING, component_error, contained
 from onward.flights import VALUE_BYTES_MAX, Kept
 from onward.instance import Instance, leave
 from onward.limits import UNLIMITED, Limits
@@ -363,10 +363,15 @@ class Flow:
     async def _anext(self, limits: Limits) -> Any:
         assert self._generator is not None
         first, self._first = self._first, False
-        if self._this is None or self._this.journal.replay is None:
-            return await next_in_time(self._generator, limits, first=first)
-        with working(self._this):
-            return await next_in_time(self._generator, limits, first=first)
+        try:
+            if self._this is None or self._this.journal.replay is None:
+                return await next_in_time(self._generator, limits, first=first)
+            with working(self._this):
+                return await next_in_time(self._generator, limits, first=first)
+        except PASSING:
+            raise
+        except BaseException as error:
+            raise contained(error, self.call.name) from error
 
     async def _show(self, item: Any) -> None:
         self._items.check(item)

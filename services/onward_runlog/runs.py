@@ -386,7 +386,8 @@ class Runs:
         base, ref = self._store.place(namespace, run_id)
         error = RunError(
             reason="EXECUTOR_LOST",
-            message=f"{DEATHS_MAX} executors died while they ran this: fix what kills them, then resume it",
+            message=f"{DEATHS_MAX} times it lost its executor, which had died or was deaf (its event loop blocked): "
+            "the executor's log says what it was doing. Mend that, then resume it",
         )
         status, *rest = await self._store.call(
             "lose",

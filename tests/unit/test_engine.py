@@ -514,6 +514,67 @@ async def test_an_exit_fails_the_component_and_not_the_executor(synchronous: boo
     assert error.message == "the workflow called sys.exit(3)"
 
 
+class Panic(BaseException):
+    """As native code raises it."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Panic])
+@pytest.mark.parametrize("kind", ["in a thread", "on the loop", "a stream", "a stream that is read"])
+async def test_what_is_no_exception_is_an_error_of_its_component(error: type[BaseException], kind: str) -> None:
+    """With tries and a fallback. Through a task it would leave the event loop, and end the executor."""
+    tried = []
+
+    def leave() -> str:
+        tried.append(1)
+        raise error("at once")
+
+    async def leave_soon() -> str:
+        return leave()
+
+    async def leave_later() -> AsyncIterator[str]:
+        yield leave()
+
+    step = {"in a thread": leave, "on the loop": leave_soon}.get(kind, leave_later)
+    retried: Any = component(step).retry(2, 0).fallback("fell back")
+
+    @workflow
+    async def flow() -> str:
+        if kind == "a stream that is read":
+            return "".join([item async for item in retried()])
+        return str(await retried())
+
+    @workflow
+    async def body() -> None:
+        raise error("of the body")
+
+    assert (await testing.run(flow)).output == "fell back"
+    assert len(tried) == 2
+    failed = (await testing.run(body)).error
+    assert failed is not None
+    assert (failed.type, failed.message) == (
+        "RuntimeError",
+        f"body raised {error('of the body')!r}, which is no Exception",
+    )
+
+
+async def test_an_output_is_what_is_annotated() -> None:
+    """Who reads it goes by the schema: the run says so, and not its caller's decoder."""
+
+    @workflow
+    async def liar() -> int:
+        return "abc"  # type: ignore[return-value]
+
+    @workflow
+    async def alike() -> list[int]:
+        return (1, 2)  # type: ignore[return-value]
+
+    error = (await testing.run(liar)).error
+    assert error is not None
+    assert error.reason == "OUTPUT_INVALID"
+    assert "liar" in error.message
+    assert (await testing.run(alike)).output == [1, 2]
+
+
 async def test_odd_errors_can_be_told() -> None:
     """Surrogates, novels, and details that are no JSON."""
 
@@ -1438,7 +1499,7 @@ async def test_an_odd_exception_fails_the_run_and_not_the_attempt() -> None:
 
     error = (await testing.run(flow)).error
     assert error is not None
-    assert error.message == "odd"
+    assert error.message == "flow raised Odd('odd'), which is no Exception"
 
 
 async def test_what_fails_while_it_is_stopped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
