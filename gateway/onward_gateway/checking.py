@@ -301,14 +301,14 @@ def checked_input(value: Payload, schema: Payload) -> Payload:
         schema: The workflow's; empty means anything.
 
     Raises:
-        Refused: INPUT_INVALID, with every violation.
+        Refused: INPUT_INVALID, with every violation, as far as the input is not too large for that.
     """
     data = value.data
     if is_json(value.media_type):
         data = data or b"{}"
         instance = _parsed(data)
         if schema.data:
-            check_schema(instance, schema.data)
+            check_schema(instance, data, schema.data)
     elif schema.data:
         _refuse_input(f"the workflow takes application/json, not {value.media_type}")
     return Payload(media_type=value.media_type, data=data, size=len(data))

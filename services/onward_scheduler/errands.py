@@ -123,7 +123,8 @@ class Errands:
         served = await self._accepting.served_at_best(start.workflow, start.deployment)
         start.deployment = served.deployment
         if (schema := served.workflow.input_schema.data) and is_json(start.input.media_type):
-            check_schema(_parsed(start.input.data or b"{}"), schema)
+            data = start.input.data or b"{}"
+            check_schema(_parsed(data), data, schema)
         await self._accepting.submit(submit)
 
     async def _is_known(self, submit: SubmitRunRequest) -> bool:

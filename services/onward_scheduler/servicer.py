@@ -195,4 +195,5 @@ def _check_answer(signal: SignalRunRequest, schema: bytes) -> None:
             f"{message}: {why}",
             violations=[("", why)],
         )
-    check_schema(json.loads(signal.value.data or b"null"), schema, message)
+    data = signal.value.data or b"null"
+    check_schema(json.loads(data), data, schema, message)

@@ -1,10 +1,9 @@
-"""Whether a value satisfies a JSON Schema. Everything that is wrong with it is told at once."""
+"""Whether a value satisfies a JSON Schema. Everything that is wrong with it is told at once, unless it is long."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,11 @@ VIOLATIONS_BYTES_MAX = 4_096
 
 VIOLATION_CHARACTERS_MAX = 300
 
+LISTED_PARTS_MAX = 6_000
+LISTED_BYTES_MAX = 256 * 1024
+"""Of a value with more parts, or that is longer, one violation is told at most. All are made before the first is given,
+and may be as many as there are parts: of 3 MiB a million, which take a GiB and stop a server for many seconds."""
+
 _JSON_TYPE = re.compile(r"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.ASCII | re.IGNORECASE)
 
 
@@ -27,17 +31,34 @@ def is_json(media_type: str) -> bool:
     return not media_type or bool(_JSON_TYPE.fullmatch(media_type))
 
 
-def check_schema(instance: Any, schema: bytes, message: str = "the input is invalid") -> None:
-    """Raises:
-    Refused: INPUT_INVALID, with every violation.
+def check_schema(instance: Any, data: bytes, schema: bytes, message: str = "the input is invalid") -> None:
+    """Refuse a value that does not satisfy a schema.
+
+    Args:
+        instance: The value.
+        data: Its JSON.
+        schema: What it is to satisfy.
+        message: What the refusal begins with.
+
+    Raises:
+        Refused: INPUT_INVALID, with every violation, as far as the value is not too large for that.
     """
-    errors = _validator(schema)
+    validator = _validator(schema)
     try:
-        violations = [(_pointer(error.instance_path), error.message) for error in errors(instance)]
+        if validator.is_valid(instance):
+            return
+        if _is_small(data):
+            violations = [_violation(error) for error in validator.iter_errors(instance)]
+        elif b'"anyOf"' in schema or b'"oneOf"' in schema:
+            # The first violation brings all of every branch along.
+            violations = [("", "it does not satisfy the schema, and is too large for its violations to be listed")]
+        else:
+            validator.validate(instance)
+            return
+    except jsonschema_rs.ValidationError as error:
+        violations = [_violation(error)]
     except ValueError as error:  # nested too deep
         violations = [("", str(error))]
-    if not violations:
-        return
     told = bounded(violations)
     field, why = told[0]
     raise Refused(
@@ -46,6 +67,11 @@ def check_schema(instance: Any, schema: bytes, message: str = "the input is inva
         f"{message}: {field}: {why}" if field else f"{message}: {why}",
         violations=told,
     )
+
+
+def _is_small(data: bytes) -> bool:
+    parts = data.count(b",") + data.count(b"[") + data.count(b"{")  # at most: strings hold them too
+    return parts <= LISTED_PARTS_MAX and len(data) <= LISTED_BYTES_MAX
 
 
 def bounded(violations: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -65,9 +91,13 @@ def bounded(violations: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 @lru_cache(maxsize=1_024)
-def _validator(schema: bytes) -> Callable[[Any], Any]:
+def _validator(schema: bytes) -> jsonschema_rs.Draft202012Validator:
     # Offline: a schema is a deployment's, and must not make a server fetch things.
-    return jsonschema_rs.Draft202012Validator(json.loads(schema), offline=True).iter_errors
+    return jsonschema_rs.Draft202012Validator(json.loads(schema), offline=True)
+
+
+def _violation(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
+    return _pointer(error.instance_path), error.message
 
 
 def _pointer(path: list[str | int]) -> str:
