@@ -114,6 +114,15 @@ class Access:
         """Say whether a caller of before would be taken for the same one today."""
         return caller == (self._anyone if self._keys is None else self._keys.get(caller.key))
 
+    def check(self, caller: Caller) -> None:
+        """Look again at a caller who was let in a while ago.
+
+        Raises:
+            Refused: It would not be let in today.
+        """
+        if not self.knows(caller):
+            _refuse("the API key is not known here any more")
+
     def replace(self, keys: Mapping[str, Caller]) -> None:
         """Go by other keys from now on."""
         self._keys = keys

@@ -130,7 +130,9 @@ class Calls:
         run, replayed = await work.starting.start(caller.namespace, request.start, trace_parent)
         await accepted(run, replayed)
         wait_s = checking.seconds(request.wait) if request.HasField("wait") else None
-        return await work.waiting.end_of(caller.namespace, run.run_id, wait_s, output=True)
+        run = await work.waiting.end_of(caller.namespace, run.run_id, wait_s, output=True)
+        self._access.check(caller)
+        return run
 
     async def get(self, caller: Caller, request: GetRunRequest) -> Run:
         """Return a run, with input and output."""
@@ -139,6 +141,7 @@ class Calls:
         work = self._work
         if wait_s:
             run = await work.waiting.end_of(caller.namespace, request.run_id, wait_s, input=True, output=True)
+            self._access.check(caller)
         else:
             run = await work.reader.run(caller.namespace, request.run_id, input=True, output=True)
         await work.deployments.explain([run])
@@ -210,6 +213,8 @@ class Calls:
     ) -> None:
         """Send a run's log to a reader until it is closed or the stream is handed off.
 
+        The caller is looked at again: a response may subscribe many times, and its key may be taken back meanwhile.
+
         Args:
             form: What messages look like.
             write: Sends one, and returns when the transport has taken it.
@@ -222,6 +227,7 @@ class Calls:
             grace_s=self._settings.slow_reader_grace_s,
         )
         work = self._work
+        self._access.check(caller)
         self._check_room(caller)
         stream = Stream(work.reader, work.feed, work.settling, caller.namespace, request, limits, form, write)
         self._streams[stream] = caller

@@ -266,6 +266,42 @@ async def test_a_key_that_is_taken_back_ends_its_streams(tenants: Tenants, store
     assert await unchanged(tenants, store)
 
 
+async def take_back(tenants: Tenants, key: str) -> None:
+    kept = [line for line in tenants.file.read_text().splitlines() if hash_of(key) not in line]
+    tenants.file.write_text("\n".join(kept))
+
+    async def refused() -> bool:
+        return (await http(tenants.door, "GET", f"/v1/runs/{THEIRS}", key))[0] == 401
+
+    await eventually(refused)
+
+
+async def test_a_key_that_is_taken_back_reads_no_more_text(tenants: Tenants) -> None:
+    """Plain text goes on behind a handoff within the same response."""
+    headers = {"accept": "text/plain", "authorization": f"Bearer {tenants.theirs}"}
+    async with asked(tenants.door.http, f"/v1/runs/{THEIRS}/output", headers) as response:
+        pieces = response.pieces()
+        assert await anext(pieces) == b"secret"
+        await take_back(tenants, tenants.theirs)
+        await tenants.log.append(delta("after that"))
+        async with asyncio.timeout(5):
+            with pytest.raises((EOFError, ConnectionError)):  # broken off
+                await anext(pieces)
+
+
+async def test_a_key_that_is_taken_back_waits_in_vain(tenants: Tenants) -> None:
+    """Whoever waits for a run's end is told by then whose key it is."""
+    metadata = [("authorization", f"Bearer {tenants.theirs}")]
+    request = GetRunRequest(run_id=THEIRS, wait=Duration(seconds=30))
+    waiting = asyncio.ensure_future(tenants.door.stub.GetRun(request, metadata=metadata, timeout=40))
+    await asyncio.sleep(0.2)
+    await take_back(tenants, tenants.theirs)
+    await tenants.log.close()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await waiting
+    assert failed.value.code() == UNAUTHENTICATED
+
+
 async def test_health_needs_no_key(tenants: Tenants) -> None:
     async with grpc.aio.insecure_channel(tenants.door.grpc) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
