@@ -35,6 +35,10 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 VIOLATIONS_TOLD = 10
 """Of a value that is wrong in more places, so many are told."""
 
+VIOLATIONS_MADE = 1_000
+"""Of a value that is wrong in more places, their number is told: pydantic gives all or none, and the event loop stands
+still while it makes a quarter of a million."""
+
 
 class Kind(Enum):
     """How a function runs."""
@@ -59,7 +63,7 @@ class InputInvalid(ValueError):
     """A run's input is not what its workflow takes.
 
     Attributes:
-        violations: One "path: what is wrong" per violation.
+        violations: One "path: what is wrong" per violation, or how many there are where they are very many.
     """
 
     def __init__(self, violations: list[str]) -> None:
@@ -494,6 +498,8 @@ def _plain_adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _violations(error: ValidationError) -> list[str]:
+    if (count := error.error_count()) > VIOLATIONS_MADE:
+        return [f"{count} places do not fit"]
     return [_violation(one) for one in error.errors(include_url=False, include_input=False)]
 
 

@@ -44,6 +44,9 @@ LAST_S = 253_402_300_799.0
 TIMER_S = 3_600.0
 """Longest timer in place, after which the clock is looked at: it may have been set."""
 
+MISFITS_BYTES = 512 * 1024
+"""Of signals that do not fit, looked at before the event loop has a turn: it belongs to other runs too."""
+
 WORDS_MAX = 3
 """How many waits are named to a person; of the others there is the number."""
 
@@ -124,6 +127,9 @@ class Waits:
         self._taken: dict[int, tuple[str, ...]] = {}
         self._freed: list[int] = []
         """Signals that failed tries had taken."""
+        self._misfits_bytes = 0
+        self._later: dict[str, asyncio.Handle] = {}
+        """Names whose signals go on to be offered in the loop's next turn."""
         self._asked: dict[str, bytes] = {}
         self._learning: asyncio.Task[None] | None = None
         self._frozen = False
@@ -283,7 +289,7 @@ class Waits:
         While a replay goes on nothing new is given: a wait that began earlier may not have been called again yet.
         """
         replay = self._journal.replay
-        if self._frozen or not (replay is None or replay.over):
+        if self._frozen or not (replay is None or replay.over) or name in self._later:
             return
         signals = self._signals.get(name)
         for wait in self._by_signal.get(name, ()):
@@ -299,12 +305,21 @@ class Waits:
                 except ValueError as error:
                     logger.warning("signal %s at offset %d is passed over: %s", name, offset, error)
                     wait.passed = offset
-                    continue
+                    self._misfits_bytes += len(payload.data)
+                    if self._misfits_bytes < MISFITS_BYTES:
+                        continue
+                    self._misfits_bytes = 0
+                    self._later[name] = self._loop.call_soon(self._offer_on, name, context=self._context)
+                    return
                 if not _is_fact(name):
                     del signals[place]
                     self._taken[offset] = wait.path
                 wait.end.set_result((offset, value))
                 break
+
+    def _offer_on(self, name: str) -> None:
+        del self._later[name]
+        self.offer(name)
 
     def arm(self, wait: Wait) -> None:
         """Let a wait end when its time is up."""
@@ -313,10 +328,11 @@ class Waits:
         left_s = wait.due_s - self.pace.clock()
         if wait.timer is not None:
             wait.timer.cancel()
-        if left_s <= 0:
+        if left_s <= 0 and wait.signal not in self._later:  # else one that is there already may be for it
             wait.end.set_result(None)
         else:
-            wait.timer = self._loop.call_later(min(left_s, TIMER_S), self.arm, wait, context=self._context)
+            left_s = min(max(left_s, 0.0), TIMER_S)
+            wait.timer = self._loop.call_later(left_s, self.arm, wait, context=self._context)
 
     # Parking
 
@@ -342,7 +358,7 @@ class Waits:
             self.on_rest()
             return
         self._look_in(min(max(self._pause_s, 0.01) * 2, LOOK_S))
-        if self.pace.in_place is not None and self._learning is None and self._rests(in_streams=True):
+        if self.pace.in_place is not None and not self._is_looking() and self._rests(in_streams=True):
             self.pace.in_place(self._journal.run_id, self._waiting())
             for wait in self._open:
                 self.arm(wait)
@@ -352,7 +368,11 @@ class Waits:
         wake_s = self._wake_s()
         if wake_s is not None and wake_s < self.pace.clock() + self.pace.near_s:
             return False
-        return self._learning is None and self._rests()
+        return not self._is_looking() and self._rests()
+
+    def _is_looking(self) -> bool:
+        """Tell whether a signal that is there may be on its way to a wait."""
+        return self._learning is not None or bool(self._later)
 
     def _rests(self, *, in_streams: bool = False) -> bool:
         return at_rest(self._journal, {wait.end for wait in self._open}, in_streams=in_streams)
@@ -396,7 +416,7 @@ class Waits:
         """The attempt is over."""
         self.on_rest = None
         self._journal.log.on_others = None
-        for timer in (self._looking, *(wait.timer for wait in self._open)):
+        for timer in (self._looking, *self._later.values(), *(wait.timer for wait in self._open)):
             if timer is not None:
                 timer.cancel()
         if self._learning is not None:

@@ -615,7 +615,7 @@ async def test_an_input_that_does_not_fit_fails_the_run() -> None:
 
 
 async def test_an_input_that_is_wrong_in_too_many_places_to_tell_fails_the_run() -> None:
-    """With the first of them: an error that the log does not take would leave the run to one executor after another."""
+    """And says in how many: an error that the log does not take would leave the run to one executor after another."""
 
     @workflow
     async def flow(numbers: list[int]) -> int:
@@ -625,8 +625,7 @@ async def test_an_input_that_is_wrong_in_too_many_places_to_tell_fails_the_run()
     events = await Holding(flow, input=Payload(data=data)).run()
     error = events[-1].run_state_changed.error
     assert error.reason == "INPUT_INVALID"
-    assert error.message.startswith("numbers.0: ")
-    assert len(error.message) <= 8 * 1024
+    assert error.message == "50000 places do not fit"
 
 
 async def test_a_validator_that_fails_says_that_an_input_or_a_result_does_not_fit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -349,6 +350,37 @@ async def test_a_signal_at_which_a_validator_fails_does_not_fit(early: bool) -> 
     memory.signal("choice", b'{"name":"tea"}')
     await running
     assert memory.events[-1].run_state_changed.output.data == b'"tea"'
+
+
+async def test_large_signals_that_do_not_fit_leave_the_loop_its_turns() -> None:
+    """Ten stood an executor still for longer than its leases last: all its runs were lost, and counted a death."""
+    memory = MemoryRun()
+    for _ in range(10):
+        memory.signal("numbers", b"[" + b'"",' * 255_000 + b'""]')  # about as large as a Gateway takes
+    memory.signal("numbers", b"[1]")
+    memory.signal("numbers", b"[2]")
+    longest_s = 0.0
+
+    async def turn() -> None:
+        nonlocal longest_s
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.monotonic()
+            longest_s, last = max(longest_s, now - last), now
+
+    @workflow
+    async def flow() -> list[Any]:
+        """Times that are up are no matter where a signal is there already."""
+        waits = (onward.signal("numbers", list[int], timeout=0.001) for _ in range(2))
+        return await asyncio.gather(*waits)
+
+    turning = asyncio.create_task(turn())
+    began = time.monotonic()
+    assert await ended(flow, memory) == "[[1],[2]]"
+    took_s = time.monotonic() - began
+    turning.cancel()
+    assert longest_s < max(0.3, took_s / 3)
 
 
 async def test_a_cancelled_wait_took_nothing(eager: None) -> None:
