@@ -8,6 +8,7 @@ import sys
 from onward_gateway.access import KeysInvalid
 from onward_gateway.app import Unprotected, serve
 from onward_gateway.settings import Settings
+from onward_serving import running
 from onward_serving.process import announce, failing_in_one_line, log_to_stderr, stop_on_signals
 
 
@@ -26,9 +27,8 @@ def main() -> None:
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    failing = failing_in_one_line("onward gateway", Unprotected, KeysInvalid)
-    with failing, asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(run(Settings.from_env()))
+    with failing_in_one_line("onward gateway", Unprotected, KeysInvalid):
+        running.run(run(Settings.from_env()), loop_factory)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from onward_cli.children import PARENT, die_with_parent
 from onward_serving.environment import CENTURY_S, members
 from onward_serving.process import failing_in_one_line, log_to_stderr, stop_on_signals
+from onward_serving.running import run
 
 Server = TypeVar("Server")
 
@@ -81,8 +82,8 @@ def serve(
     die_with_parent()
     log_to_stderr(os.environ.get("ONWARD_LOG_LEVEL", log_level))
     factory = None if starts_processes else _loop_factory()
-    with failing_in_one_line("onward", *failures), _watched(name), asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_main(open, ready))
+    with failing_in_one_line("onward", *failures), _watched(name):
+        run(_main(open, ready), factory)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -8,6 +8,7 @@ import sys
 from onward.loading import LoadError
 from onward_executor.app import opened
 from onward_executor.settings import Settings
+from onward_serving import running
 from onward_serving.process import announce, failing_in_one_line, log_to_stderr, stop_on_signals
 
 
@@ -15,8 +16,8 @@ async def run(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or a Drain."""
     stop = asyncio.Event()
     with stop_on_signals(stop):
-        async with opened(settings, stop) as running:
-            announce(grpc=running.server.address, deployment=running.executor.deployment)
+        async with opened(settings, stop) as served:
+            announce(grpc=served.server.address, deployment=served.executor.deployment)
             await stop.wait()
 
 
@@ -25,4 +26,4 @@ if __name__ == "__main__":
         sys.exit("usage: python -m onward_executor FILE_OR_MODULE")
     log_to_stderr()
     with failing_in_one_line("onward executor", LoadError):
-        asyncio.run(run(Settings.from_env(sys.argv[1])))
+        running.run(run(Settings.from_env(sys.argv[1])))

@@ -6,6 +6,7 @@ import asyncio
 
 from onward_scheduler.app import opened
 from onward_scheduler.settings import Settings
+from onward_serving import running
 from onward_serving.process import announce, failing_in_one_line, log_to_stderr, stop_on_signals
 
 
@@ -21,4 +22,4 @@ async def run(settings: Settings) -> None:
 if __name__ == "__main__":
     log_to_stderr()
     with failing_in_one_line("onward scheduler"):
-        asyncio.run(run(Settings.from_env()))
+        running.run(run(Settings.from_env()))

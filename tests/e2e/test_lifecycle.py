@@ -15,8 +15,14 @@ from tests.runlog import eventually
 
 from onward import WrongState, fold
 from onward.client import RunHandle
-from onward.v1.event_pb2 import ATTEMPT_CAUSE_CANCELLED, ATTEMPT_CAUSE_RESUMED, OUTCOME_CANCELLED
+from onward.v1.event_pb2 import (
+    ATTEMPT_CAUSE_CANCELLED,
+    ATTEMPT_CAUSE_EXECUTOR_LOST,
+    ATTEMPT_CAUSE_RESUMED,
+    OUTCOME_CANCELLED,
+)
 from onward.v1.run_pb2 import RUN_STATE_CANCELLED, RUN_STATE_CANCELLING, RUN_STATE_PAUSED, RUN_STATE_SUCCEEDED
+from onward_serving.running import BROKEN
 
 INNOCENTS = 12
 
@@ -65,6 +71,21 @@ async def test_a_poisonous_run_takes_nobody_with_it_and_can_be_resumed(tmp_path:
                 await poison.resume()
         stop.set()
         await keeping
+
+
+@pytest.mark.parametrize("how", ["callback", "task"])
+async def test_an_executor_whose_event_loop_is_left_is_no_more(tmp_path: Path, how: str) -> None:
+    """User code that ends the process from beside its run: it is gone in seconds, and the run goes on elsewhere."""
+    cup = tmp_path / "cup"
+    cup.touch()
+    async with running_suite(tmp_path / "store") as suite, suite.client() as client:
+        run = await client.start("leave", {"cup": str(cup), "how": how})
+        assert await asyncio.wait_for(suite.executors[0].ended(), 15) == BROKEN
+        cup.unlink()
+        await suite.add_executor("--drain-grace=1")
+        assert await run.result(timeout=15) == "survived"
+        lost = attempts([event async for event in run.follow()])[1]
+        assert lost.attempt_started.cause == ATTEMPT_CAUSE_EXECUTOR_LOST
 
 
 async def test_a_run_that_has_to_be_alone_gets_an_executor_where_all_are_busy(tmp_path: Path) -> None:

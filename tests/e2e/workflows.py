@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -159,3 +160,24 @@ async def saga(seconds: float = 60.0) -> int:
             status(f"undoes {number}")
             await double(-number)
     return sum(done)
+
+
+async def _exit() -> None:
+    sys.exit(2)
+
+
+@workflow
+async def leave(cup: str, how: str = "callback") -> str:
+    """Have the event loop of whoever runs it be left, as long as there is poison in the cup."""
+    await double(1)
+    if Path(cup).exists():
+        if how == "callback":
+            asyncio.get_running_loop().call_soon(sys.exit, 2)
+        elif how == "task":
+            await asyncio.wait([asyncio.create_task(_exit())])
+        elif how == "gather":
+            await asyncio.gather(_exit(), _exit())
+        elif how == "interrupt":
+            raise KeyboardInterrupt
+        await asyncio.sleep(60)
+    return "survived"
