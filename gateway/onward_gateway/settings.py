@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onward_serving import environment
+from onward_serving.addresses import address, addresses
 from onward_serving.tls import Peers
 
 
@@ -68,9 +69,9 @@ class Settings:
         """
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
-            schedulers=environment.listed(env, "ONWARD_SCHEDULER", cls.schedulers),
-            grpc=env.get("ONWARD_GRPC", cls.grpc),
-            http=env.get("ONWARD_HTTP", cls.http),
+            schedulers=addresses(env.get("ONWARD_SCHEDULER", ""), "ONWARD_SCHEDULER") or cls.schedulers,
+            grpc=address(env.get("ONWARD_GRPC") or cls.grpc, "ONWARD_GRPC"),
+            http=address(env.get("ONWARD_HTTP") or cls.http, "ONWARD_HTTP"),
             namespace=env.get("ONWARD_NAMESPACE", cls.namespace),
             keys=environment.path(env, "ONWARD_KEYS"),
             allow_anonymous=environment.told(env, "ONWARD_ALLOW_ANONYMOUS"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -24,6 +25,8 @@ MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 
 BACKOFF_S = (0.1, 5.0)
 """Seconds between rounds over all Gateways: the first pause, doubled each time up to the last; with full jitter."""
+
+PORT_MAX = 65_535
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -166,7 +169,10 @@ def _target(address: str) -> tuple[bool, str]:
     """Return whether a Gateway encrypts, and what gRPC calls its address."""
     scheme, separator, target = address.rpartition("://")
     target = target.removesuffix("/")
-    if separator and (scheme not in ("http", "https") or "/" in target):
+    strange = separator and (scheme not in ("http", "https") or "/" in target)
+    # gRPC would take the rest of a port above the highest, and ask somebody else.
+    port = re.search(r":([0-9]+)$", target, re.ASCII)
+    if strange or (port is not None and int(port[1]) > PORT_MAX):
         raise ValueError(f"{address!r} is no address of a Gateway: HOST:PORT, or https://HOST:PORT where it encrypts")
     return scheme == "https", target
 

@@ -23,7 +23,7 @@ from onward.v1.executor_service_pb2 import DrainRequest
 from onward.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from onward_cli import scraped
 from onward_cli.children import Child, tell_ready
-from onward_cli.serving import Target, addresses, at_least, serve
+from onward_cli.serving import Target, at_least, listed, serve
 from onward_cli.valkey import StoreError, Valkey, embedded_valkey
 from onward_gateway import app as gateway_app
 from onward_gateway.settings import Settings as GatewaySettings
@@ -31,6 +31,8 @@ from onward_runlog import registry
 from onward_runlog.store import open_store
 from onward_scheduler import app as scheduler_app
 from onward_scheduler.settings import Settings as SchedulerSettings
+from onward_serving.addresses import address
+from onward_serving.environment import SettingInvalid
 from onward_serving.tls import Peers
 
 RELOAD_GRACE_S = 24 * 3600
@@ -143,9 +145,9 @@ def dev(
     settings = Settings(
         target=target,
         data=data,
-        grpc=grpc,
-        http=http,
-        cors_origins=addresses(cors_origin) or (),
+        grpc=_own_address("--grpc", grpc),
+        http=_own_address("--http", http),
+        cors_origins=listed(cors_origin) or (),
         executors=executors,
         slots=slots,
         reload=reload,
@@ -159,6 +161,20 @@ def dev(
         log_level="WARNING",
         starts_processes=True,
     )
+
+
+def _own_address(name: str, listen: str) -> str:
+    """Return where a door listens. What others reach has to ask for keys, which is nothing for a developer's machine.
+
+    Raises:
+        SettingInvalid: It is no address, or others can reach it.
+    """
+    if not gateway_app.is_loopback(address(listen, name)):
+        raise SettingInvalid(
+            f"{name}={listen}: others could reach it, and `onward dev` asks for no API keys: it listens on loopback. "
+            "`onward gateway` asks for them"
+        )
+    return listen
 
 
 def tell(text: str, style: str = "") -> None:

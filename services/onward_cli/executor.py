@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from onward.loading import LoadError
 from onward_cli.children import tell_ready
-from onward_cli.serving import AllowUnfit, Redis, Schedulers, Target, addresses, at_least, given, serve
+from onward_cli.serving import AllowUnfit, Redis, Schedulers, Target, address_of, addresses_of, at_least, given, serve
 from onward_executor.app import opened
 from onward_executor.settings import Settings
 
@@ -56,9 +56,9 @@ def executor(
         Settings.from_env(target),
         **given(
             redis_url=redis,
-            schedulers=addresses(scheduler),
-            listen=listen,
-            advertise=advertise,
+            schedulers=addresses_of("--scheduler", scheduler),
+            listen=address_of("--listen", listen),
+            advertise=address_of("--advertise", advertise),
             slots=slots,
             deployment=deployment,
             drain_grace_s=drain_grace,

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onward_cli.children import tell_ready
-from onward_cli.serving import AllowUnfit, Redis, Schedulers, addresses, given, serve
+from onward_cli.serving import AllowUnfit, Redis, Schedulers, address_of, addresses_of, given, listed, serve
 from onward_gateway.access import KeysInvalid
 from onward_gateway.app import Unprotected, opened
 from onward_gateway.settings import Settings
@@ -69,16 +69,16 @@ def gateway(
         Settings.from_env(),
         **given(
             redis_url=redis,
-            schedulers=addresses(scheduler),
-            grpc=grpc,
-            http=http,
+            schedulers=addresses_of("--scheduler", scheduler),
+            grpc=address_of("--grpc", grpc),
+            http=address_of("--http", http),
             keys=Path(keys) if keys else None,
             tls_cert=Path(tls_cert) if tls_cert else None,
             tls_key=Path(tls_key) if tls_key else None,
             allow_anonymous=allow_anonymous,
             namespace=namespace,
-            cors_origins=addresses(cors_origin),
-            http_hosts=addresses(http_host),
+            cors_origins=listed(cors_origin),
+            http_hosts=listed(http_host),
             allow_unfit_store=allow_unfit_store,
         ),
     )

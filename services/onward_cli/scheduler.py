@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onward_cli.children import tell_ready
-from onward_cli.serving import AllowUnfit, Redis, at_least, given, serve
+from onward_cli.serving import AllowUnfit, Redis, address_of, at_least, given, serve
 from onward_scheduler.app import opened
 from onward_scheduler.settings import Settings
 
@@ -45,7 +45,7 @@ def scheduler(
         Settings.from_env(),
         **given(
             redis_url=redis,
-            listen=listen,
+            listen=address_of("--listen", listen),
             lease_ttl_s=lease_ttl,
             adopt_after_s=adopt_after,
             allow_unfit_store=allow_unfit_store,

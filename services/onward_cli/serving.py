@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from onward_cli.children import PARENT, die_with_parent
+from onward_serving.addresses import address, addresses
 from onward_serving.environment import CENTURY_S, members
 from onward_serving.process import failing_in_one_line, log_to_stderr, stop_on_signals
 from onward_serving.running import run
@@ -52,9 +53,19 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def addresses(text: str | None) -> tuple[str, ...] | None:
-    """Return the addresses of a comma-separated list."""
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """Return the members of a comma-separated list; None where there are none."""
     return members(text or "") or None
+
+
+def address_of(name: str, text: str | None) -> str | None:
+    """Return the HOST:PORT that an option holds, if it was given; see onward_serving.addresses."""
+    return None if text is None else address(text, name)
+
+
+def addresses_of(name: str, text: str | None) -> tuple[str, ...] | None:
+    """Return each HOST:PORT of a comma-separated list; None where there are none."""
+    return addresses(text or "", name) or None
 
 
 def serve(

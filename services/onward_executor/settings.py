@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onward_serving import environment
+from onward_serving.addresses import address, addresses
 from onward_serving.tls import Peers
 
 
@@ -41,12 +42,13 @@ class Settings:
         Raises:
             SettingInvalid: One of them is not what it should be.
         """
+        advertise = env.get("ONWARD_EXECUTOR_ADVERTISE")
         return cls(
             target=target,
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
-            schedulers=environment.listed(env, "ONWARD_SCHEDULER", cls.schedulers),
-            listen=env.get("ONWARD_EXECUTOR_LISTEN", cls.listen),
-            advertise=env.get("ONWARD_EXECUTOR_ADVERTISE", cls.advertise),
+            schedulers=addresses(env.get("ONWARD_SCHEDULER", ""), "ONWARD_SCHEDULER") or cls.schedulers,
+            listen=address(env.get("ONWARD_EXECUTOR_LISTEN") or cls.listen, "ONWARD_EXECUTOR_LISTEN"),
+            advertise=address(advertise, "ONWARD_EXECUTOR_ADVERTISE") if advertise else cls.advertise,
             slots=environment.whole(env, "ONWARD_SLOTS", cls.slots),
             deployment=env.get("ONWARD_DEPLOYMENT", cls.deployment),
             drain_grace_s=environment.seconds(env, "ONWARD_DRAIN_GRACE_S", cls.drain_grace_s),

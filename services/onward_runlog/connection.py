@@ -29,7 +29,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from onward_runlog.bell import Bell
-from onward_runlog.errors import StoreUnavailable
+from onward_runlog.errors import StoreUnavailable, StoreUrlInvalid
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +59,22 @@ def pool_for(url: str, **options: Any) -> ConnectionPool:
 
     redis-py's own retry writes twice when a reply is lost after the server applied the command. Ours repeats only
     functions that are idempotent.
+
+    Raises:
+        StoreUrlInvalid: It is no URL of a store.
     """
-    return ConnectionPool.from_url(
-        url, retry=Retry(NoBackoff(), 0), socket_timeout=None, socket_connect_timeout=2.0, protocol=2, **options
-    )
+    try:
+        pool = ConnectionPool.from_url(
+            url, retry=Retry(NoBackoff(), 0), socket_timeout=None, socket_connect_timeout=2.0, protocol=2, **options
+        )
+        pool.make_connection()  # type: ignore[no-untyped-call]  # which opens nothing, and knows all that may be said
+    except (ValueError, TypeError):
+        # Neither the URL nor what redis-py says of it: its password may be in them.
+        raise StoreUrlInvalid(
+            "the URL of the store (--redis, ONWARD_REDIS_URL) is none: redis://HOST:PORT is wanted, rediss://HOST:PORT "
+            "where it encrypts, or unix://PATH, with :PASSWORD@ before HOST where it asks for one"
+        ) from None
+    return pool
 
 
 _NOT_ENOUGH = object()

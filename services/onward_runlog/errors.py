@@ -17,6 +17,10 @@ class StoreUnfit(RunLogError):
     """The server cannot keep what it is given: no append-only file, or it evicts keys."""
 
 
+class StoreUrlInvalid(RunLogError):
+    """What names the store is no URL of one."""
+
+
 class RunNotFound(RunLogError):
     """No such run in the namespace."""
 

@@ -93,6 +93,7 @@ async def open_store(
 
     Raises:
         StoreUnfit: The server has no append-only file or evicts keys.
+        StoreUrlInvalid: The URL is none.
     """
     async with Connection(url, library=None if read_only else library()).opened() as connection:
         setup = await _when_ready(connection, read_only=read_only, waiting=waiting)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onward_serving import environment
+from onward_serving.addresses import address
 from onward_serving.tls import Peers
 
 
@@ -53,7 +54,7 @@ class Settings:
         adopts = bool(env.get("ONWARD_ADOPT_AFTER_S"))
         return cls(
             redis_url=env.get("ONWARD_REDIS_URL", cls.redis_url),
-            listen=env.get("ONWARD_SCHEDULER_LISTEN", cls.listen),
+            listen=address(env.get("ONWARD_SCHEDULER_LISTEN") or cls.listen, "ONWARD_SCHEDULER_LISTEN"),
             lease_ttl_s=environment.seconds(env, "ONWARD_LEASE_TTL_S", cls.lease_ttl_s, least=0.1),
             retention_s=environment.seconds(env, "ONWARD_RETENTION_S", cls.retention_s),
             cancel_grace_s=environment.seconds(env, "ONWARD_CANCEL_GRACE_S", cls.cancel_grace_s),

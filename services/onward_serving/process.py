@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from onward.secrets import MaskingFilter
-from onward_runlog.errors import StoreUnfit
+from onward_runlog.errors import StoreUnfit, StoreUrlInvalid
 from onward_serving.environment import SettingInvalid
 from onward_serving.tls import TlsInvalid
 
@@ -51,10 +51,10 @@ def failing_in_one_line(name: str, *failures: type[Exception]) -> Iterator[None]
 
     Args:
         name: Begins the line.
-        failures: What else that may be, beside a taken address, a setting that makes no sense, an unfit store and
-            certificates that cannot be used.
+        failures: What else that may be, beside a taken address, a setting that makes no sense, an unfit store, a URL
+            of one that is none, and certificates that cannot be used.
     """
-    known: tuple[type[Exception], ...] = (OSError, SettingInvalid, StoreUnfit, TlsInvalid, *failures)
+    known: tuple[type[Exception], ...] = (OSError, SettingInvalid, StoreUnfit, StoreUrlInvalid, TlsInvalid, *failures)
     try:
         yield
     except known as error:

@@ -62,3 +62,12 @@ async def test_a_store_that_may_lose_runs_is_refused(tmp_path: Path, words: list
 async def test_code_that_cannot_be_loaded_is_told() -> None:
     assert (await fails("onward_executor", "no.such.module")).startswith("onward executor: ")
     assert (await fails("onward_executor")).startswith("usage: ")
+
+
+@pytest.mark.parametrize("words", [["onward_scheduler"], ["onward_executor", "tests.e2e.workflows"]])
+@pytest.mark.parametrize("url", ["foo", "redis://:secret@localhost:99999", "redis://localhost?colour=red"])
+async def test_a_url_that_is_none_of_a_store_is_told_and_not_shown(words: list[str], url: str) -> None:
+    """Its password would be in the log."""
+    line = await fails(*words, ONWARD_REDIS_URL=url, **ANYWHERE)
+    assert "the URL of the store (--redis, ONWARD_REDIS_URL) is none" in line
+    assert url not in line

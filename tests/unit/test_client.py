@@ -459,6 +459,8 @@ async def test_the_environment_names_the_gateway(monkeypatch: pytest.MonkeyPatch
             assert (await client.get("r")).run_id == "r"
     with pytest.raises(ValueError, match="address"):
         Client(" , ")
+    with pytest.raises(ValueError, match="no address of a Gateway"):
+        Client("127.0.0.1:99999")  # gRPC would ask whoever listens on another port
 
 
 async def test_a_closed_client_says_so() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onward_cli.serving import addresses
+from onward_cli.serving import listed
 from onward_executor.settings import Settings as ExecutorSettings
 from onward_scheduler.settings import Settings as SchedulerSettings
 
@@ -14,7 +14,7 @@ def test_lists_are_read_as_they_are_meant(text: str) -> None:
     """A space or a comma too many is no address."""
     assert ExecutorSettings.from_env("code.py", {"ONWARD_SCHEDULER": text}).schedulers == ("a:1", "b:2")
     assert SchedulerSettings.from_env({"ONWARD_ON_RUN_END": text}).on_run_end == ("a:1", "b:2")
-    assert addresses(text) == ("a:1", "b:2")
+    assert listed(text) == ("a:1", "b:2")
 
 
 def test_an_empty_list_is_none() -> None:
@@ -22,5 +22,5 @@ def test_an_empty_list_is_none() -> None:
     default = ExecutorSettings(target="code.py").schedulers
     assert ExecutorSettings.from_env("code.py", {"ONWARD_SCHEDULER": ""}).schedulers == default
     assert SchedulerSettings.from_env({"ONWARD_ON_RUN_END": ""}).on_run_end == ()
-    assert addresses("") is None
-    assert addresses(None) is None
+    assert listed("") is None
+    assert listed(None) is None

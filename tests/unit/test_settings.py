@@ -49,6 +49,8 @@ def test_an_empty_environment_is_the_default(read: Any, default: Any) -> None:
         (of_gateway, "ONWARD_PEER_CA", "peers", "ca", Peers(ca=Path("ca"))),
         (of_scheduler, "ONWARD_ADOPT_AFTER_S", "adopt_after_s", "0", 0.0),
         (of_scheduler, "ONWARD_RETENTION_S", "retention_s", "3153600000", 3_153_600_000.0),
+        (of_executor, "ONWARD_EXECUTOR_LISTEN", "listen", "[::1]:0", "[::1]:0"),
+        (of_executor, "ONWARD_EXECUTOR_ADVERTISE", "advertise", "a-1.b_c:65535", "a-1.b_c:65535"),
         (of_executor, "ONWARD_SLOTS", "slots", "3", 3),
         (of_executor, "ONWARD_SCHEDULER", "schedulers", "a:1,b:2", ("a:1", "b:2")),
     ],
@@ -66,6 +68,12 @@ def test_what_is_set_is_read(read: Any, name: str, field: str, text: str, value:
         (of_scheduler, "ONWARD_LEASE_TTL_S", "nan"),
         (of_scheduler, "ONWARD_RETENTION_S", "1e30"),
         (of_scheduler, "ONWARD_ADOPT_AFTER_S", "-1"),
+        (of_gateway, "ONWARD_GRPC", "127.0.0.1:99999"),
+        (of_gateway, "ONWARD_HTTP", "localhost"),
+        (of_gateway, "ONWARD_SCHEDULER", "a"),
+        (of_scheduler, "ONWARD_SCHEDULER_LISTEN", "http://localhost:1"),
+        (of_executor, "ONWARD_EXECUTOR_LISTEN", "::1:50060"),
+        (of_executor, "ONWARD_EXECUTOR_ADVERTISE", ":50060"),
         (of_executor, "ONWARD_SLOTS", "1.5"),
         (of_executor, "ONWARD_DRAIN_GRACE_S", "30s"),
     ],
@@ -104,3 +112,25 @@ def test_options_are_bounded_as_variables_are(words: list[str], capsys: pytest.C
     with pytest.raises(SystemExit):
         command_line(words)(words)
     assert "from " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["gateway", "--grpc=127.0.0.1:99999"], "--grpc=127.0.0.1:99999"),
+        (["gateway", "--grpc=127.0.0.1:65536"], "--grpc=127.0.0.1:65536"),
+        (["gateway", "--grpc=localhost"], "--grpc=localhost"),
+        (["gateway", "--http=a:"], "--http=a:"),
+        (["gateway", "--scheduler=a:1,b"], "--scheduler=b"),
+        (["scheduler", "--listen=50052"], "--listen=50052"),
+        (["executor", "code.py", "--listen=a:b"], "--listen=a:b"),
+        (["executor", "code.py", "--advertise=a"], "--advertise=a"),
+        (["dev", "code.py", "--grpc=foo"], "--grpc=foo"),
+        (["dev", "code.py", "--http=127.0.0.1:99999"], "--http=127.0.0.1:99999"),
+        (["dev", "code.py", "--grpc=0.0.0.0:50051"], "--grpc=0.0.0.0:50051"),
+    ],
+)
+def test_an_address_that_is_none_is_told_with_its_option(words: list[str], option: str) -> None:
+    """gRPC would listen on another port than 99999, and say nothing."""
+    with pytest.raises(SettingInvalid, match=f"^{option}: [^\n]*$"):
+        command_line(words)(words)
