@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -29,6 +30,9 @@ from onward_cli.wording import line, state_of
 
 PATIENCE_S = 3
 """How long a command goes on while nobody answers: a person waits for it."""
+
+STILL_TRYING_S = 2.0
+"""How long a person is left without a word."""
 
 FOLLOW_PATIENCE_S = 600
 """How long following goes on while nobody answers: a deploy or an outage passes."""
@@ -118,7 +122,7 @@ async def start(
     Exit code: 0 when it was accepted, 2 when it was refused; with --follow as `onward follow`.
     """
 
-    async def work(client: Client) -> int:
+    async def work(client: Client) -> int | Run:
         values = workflow_input(input, pairs)
         kept_request_id = request_id or uuid.uuid4().hex
         try:
@@ -168,10 +172,10 @@ async def follow(
     after Ctrl-C.
     """
 
-    async def work(client: Client) -> int:
-        return await _follow(await client.get(run), after, talk)
+    async def work(client: Client) -> Run:
+        return await client.get(run)
 
-    return await _talk(talk, work)
+    return await _talk(talk, work, after=after)
 
 
 async def runs(
@@ -325,7 +329,7 @@ async def retry(
     What had finished before keeps what it gave. Exit code: as `onward start`.
     """
 
-    async def work(client: Client) -> int:
+    async def work(client: Client) -> int | Run:
         return await _accepted(await client.retry(run, deployment=deployment), follow, talk)
 
     return await _talk(talk, work)
@@ -349,7 +353,7 @@ async def fork(
     `onward get RUN --output json` tells the ids of components. Exit code: as `onward start`.
     """
 
-    async def work(client: Client) -> int:
+    async def work(client: Client) -> int | Run:
         return await _accepted(await client.fork(run, component, deployment=deployment), follow, talk)
 
     return await _talk(talk, work)
@@ -383,10 +387,10 @@ async def workflows(
     return await _talk(talk, work)
 
 
-async def _accepted(handle: RunHandle, follow: bool, talk: Talk) -> int:
-    """Say which run was accepted, or show it until it ends."""
+async def _accepted(handle: RunHandle, follow: bool, talk: Talk) -> int | Run:
+    """Say which run was accepted, or return it to be shown until it ends."""
     if follow:
-        return await _follow(await handle.get(), 0, talk)
+        return await handle.get()
     if talk.json:
         write_json(document(await handle.get()))
     else:
@@ -398,6 +402,11 @@ async def _accepted(handle: RunHandle, follow: bool, talk: Talk) -> int:
 def explain(error: OnwardError, talk: Talk) -> str:
     """Return an error in words that say what to do."""
     match error:
+        case Unavailable(reason="") if "Deadline Exceeded" in str(error):  # gRPC's words: somebody may be there
+            return (
+                f"no answer came in time from {talk.gateway}: what it needs may be away (the store, a Scheduler), "
+                "which its log would say, or nobody is there"
+            )
         case Unavailable(reason=""):
             where = "no Gateway answers at" if "," not in talk.gateway else "none of the Gateways answers:"
             return f"{where} {talk.gateway}: start one with `onward dev FILE`, or name another one with --gateway"
@@ -410,14 +419,22 @@ def explain(error: OnwardError, talk: Talk) -> str:
     return line(str(error))
 
 
-async def _talk(talk: Talk, work: Callable[[Client], Awaitable[int]]) -> int:
-    """Do a command's work with a client, and say what went wrong in words."""
+async def _talk(talk: Talk, work: Callable[[Client], Awaitable[int | Run]], *, after: int = 0) -> int:
+    """Do a command's work with a client, and say what went wrong in words.
+
+    Args:
+        talk: As given.
+        work: Gives the exit code, or the run to follow until it ends.
+        after: What happened to that one up to this offset is left out.
+    """
     # Texts come in all characters, and not every terminal or pipe takes them.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         async with Client(talk.gateway, patience=PATIENCE_S) as client:
-            return await work(client)
+            with _still_trying(talk):
+                done = await work(client)
+        return await _follow(done, after, talk) if isinstance(done, Run) else done
     except OnwardError as error:
         said = explain(error, talk)
     except (Refused, ValueError) as error:
@@ -428,6 +445,17 @@ async def _talk(talk: Talk, work: Callable[[Client], Awaitable[int]]) -> int:
         return FAILED
     sys.stderr.write(f"onward: {said}\n")
     return REFUSED
+
+
+@contextlib.contextmanager
+def _still_trying(talk: Talk) -> Iterator[None]:
+    """Say so where the block takes long: nobody should have to guess whether anything happens."""
+    said = f"still trying: no answer yet from {talk.gateway}"
+    saying = asyncio.get_running_loop().call_later(STILL_TRYING_S, _hint, said)
+    try:
+        yield
+    finally:
+        saying.cancel()
 
 
 async def _follow(run: Run, after: int, talk: Talk) -> int:

@@ -27,6 +27,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from onward.gateways import Gateways
 from onward.payload import encode
 from onward.v1 import gateway_service_pb2 as pb
 from onward.v1.event_pb2 import (
@@ -85,6 +86,8 @@ class Gateway(GatewayServiceServicer):
         self.blobs: dict[str, bytes] = {}
         self.followed = asyncio.Event()
         self.cuts = 0
+        self.slow_s = 0.0
+        self.more = asyncio.Event()
         self.workflows = [
             pb.Workflow(name="blog_post", description="Write a post.", input_schema=encode(SCHEMA)),
             pb.Workflow(name="plain"),
@@ -176,10 +179,11 @@ class Gateway(GatewayServiceServicer):
         if run.HasField("end_time"):
             yield pb.SubscribeRunResponse(completed=pb.Completed(run=run))
         else:
-            await asyncio.Event().wait()
+            await self.more.wait()
 
     async def _note(self, request: Message, context: Context) -> None:
         self.requests.append(request)
+        await asyncio.sleep(self.slow_s)
         if self.refusal is not None:
             status, self.refusal = rpc_status.to_status(self.refusal), None
             context.set_trailing_metadata(status.trailing_metadata)
@@ -416,6 +420,39 @@ async def test_where_a_start_may_have_happened_it_is_said_how_to_find_out(
         "onward: the store does not answer\n"
         "if it was accepted after all, this gives the same run and no second one: --request-id r1\n",
     )
+
+
+async def test_a_gateway_that_takes_long_is_told_from_none(
+    gateway: Gateway, onward: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there and waits for the store: a moment later a person hears that the command goes on, and at last why."""
+    monkeypatch.setattr(talk, "PATIENCE_S", 0)
+    monkeypatch.setattr(talk, "STILL_TRYING_S", 0.1)
+    monkeypatch.setattr(Gateways.ask, "__kwdefaults__", {"timeout_s": 0.5, "metadata": ()})
+    gateway.slow_s = 30.0
+    told = (
+        "still trying: no answer yet from HERE\nonward: no answer came in time from HERE: what it needs may be away "
+        "(the store, a Scheduler), which its log would say, or nobody is there\n"
+    )
+    assert await onward("runs") == Ran(2, "", told)
+    ran = await onward("start", "plain", "--request-id", "r1")
+    assert (ran.code, ran.out, ran.err.startswith(told)) == (2, "", True)
+    assert ran.err.endswith("this gives the same run and no second one: --request-id r1\n")
+
+
+async def test_who_follows_is_not_told_that_it_takes_long(
+    gateway: Gateway, onward: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run does."""
+    monkeypatch.setattr(talk, "STILL_TRYING_S", 0.2)
+    gateway.add("run-1", RUN_STATE_RUNNING)
+    following = asyncio.create_task(onward("follow", "run-1"))
+    await gateway.followed.wait()
+    await asyncio.sleep(0.4)
+    gateway.cuts = 1
+    gateway.add("run-1", RUN_STATE_SUCCEEDED)
+    gateway.more.set()
+    assert "still trying" not in (await following).err
 
 
 # --- follow -----------------------------------------------------------------------------------------------------------
