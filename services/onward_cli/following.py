@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from datetime import UTC
 from typing import Any, Protocol
@@ -31,6 +31,10 @@ PAINT_S = 0.1
 """Seconds between two pictures."""
 
 
+WAITS_S = 1.0
+"""Seconds between two looks at what a run in line waits for: its log does not tell."""
+
+
 class Display(Protocol):
     """Shows a run while it goes on."""
 
@@ -39,6 +43,9 @@ class Display(Protocol):
 
     def connection(self, cut: RequestError | None) -> None:
         """Take note that the connection was lost and is being resumed; None: it is there again."""
+
+    def waits(self, what: str) -> None:
+        """Take note of what a run in line waits for, in words; empty: for nothing but its turn."""
 
     def paint(self) -> None:
         """Bring what is shown up to date."""
@@ -66,7 +73,7 @@ async def follow_shown(client: Client, run: Run, console: Console, *, after: int
     async with _displayed(console, run, after) as display:
         # From the beginning in any case: what comes later can only be shown by who knows what began before.
         following = client.follow(run.run_id, view="raw" if after else "settled", on_connection=display.connection)
-        async with aclosing(following) as events:
+        async with _beside(_look_what_it_waits_for(client, run.run_id, view, display)), aclosing(following) as events:
             async for event in events:
                 view.apply(await client.with_value(run.run_id, event))
                 display.take(event, view)
@@ -129,14 +136,21 @@ async def _displayed(console: Console, run: Run, after: int) -> AsyncIterator[Di
         yield Lines(write, run, after=after, warn=warn)
         return
     with Screen(console, run, after=after) as screen:
-        painter = asyncio.create_task(_paint(screen))
-        try:
+        async with _beside(_paint(screen)):
             yield screen
-        finally:
-            painter.cancel()
-            await asyncio.wait([painter])
-        if not painter.cancelled():
-            painter.result()
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have something done until the block ends."""
+    doing = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        doing.cancel()
+        await asyncio.wait([doing])
+    if not doing.cancelled():
+        doing.result()
 
 
 async def _paint(screen: Screen) -> None:
@@ -146,6 +160,22 @@ async def _paint(screen: Screen) -> None:
         screen.paint()
         # A large picture comes less often: events are taken in between.
         await asyncio.sleep(max(PAINT_S, 4 * (loop.time() - began)))
+
+
+async def _look_what_it_waits_for(client: Client, run_id: str, view: View, display: Display) -> None:
+    """Tell the display what the run waits for while it stands in line, each time that this has changed."""
+    told = ""
+    while True:
+        await asyncio.sleep(WAITS_S)
+        waits = ""
+        if view.state in ("QUEUED", "CANCELLING"):
+            try:
+                waits = (await client.get(run_id)).waiting_for
+            except RequestError:
+                continue  # following tells of it
+        if waits != told:
+            display.waits(waits)
+            told = waits
 
 
 async def _stays_paused(client: Client, view: View, run_id: str) -> bool:

@@ -143,6 +143,11 @@ class Lines:
         if cut is not None:
             self._warn(f"connection lost, resuming: {line(str(cut))}")
 
+    def waits(self, what: str) -> None:
+        """Write what the run waits for; that it does no more is told by what comes."""
+        if what:
+            self._write(f"run {self._run.run_id} waits for {line(what)}")
+
     def paint(self) -> None:
         """Do nothing: every line was written when it was whole."""
 

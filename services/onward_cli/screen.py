@@ -78,6 +78,7 @@ class Screen:
         self._clock = clock
         self._view = View()
         self._cut = False
+        self._waits = ""
         self._labels = Labels()
         self._written: dict[str, datetime | None] = {}
         """Instances whose block was written, and when they had finished."""
@@ -110,6 +111,10 @@ class Screen:
     def connection(self, cut: RequestError | None) -> None:
         """Say that the connection was lost for as long as it is. It is painted later."""
         self._cut = cut is not None
+
+    def waits(self, what: str) -> None:
+        """Say what the run waits for, for as long as it does. It is painted later."""
+        self._waits = what
 
     def paint(self) -> None:
         """Bring the terminal up to date."""
@@ -196,6 +201,8 @@ class Screen:
             headline.append(f"  attempt {view.attempt}", style="yellow")
         if view.waiting is not None and not view.requests:
             headline.append(f"  waits for {line(view.waiting.reason)}", style="magenta")
+        elif self._waits and state in ("QUEUED", "CANCELLING"):
+            headline.append(f"  waits for {line(self._waits)}", style="magenta")
         return headline
 
     def _under_way(self) -> tuple[list[Component], list[Component]]:

@@ -26,6 +26,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from tests.runlog import eventually
 
 from onward.gateways import Gateways
 from onward.payload import encode
@@ -55,7 +56,7 @@ from onward.v1.run_pb2 import (
     RunLog,
     RunState,
 )
-from onward_cli import talk
+from onward_cli import following, talk
 from onward_cli.__main__ import TALK, command_line
 from onward_cli.arguments import Refused, json_value, labels, workflow_input
 
@@ -446,13 +447,13 @@ async def test_who_follows_is_not_told_that_it_takes_long(
     """A run does."""
     monkeypatch.setattr(talk, "STILL_TRYING_S", 0.2)
     gateway.add("run-1", RUN_STATE_RUNNING)
-    following = asyncio.create_task(onward("follow", "run-1"))
+    watching = asyncio.create_task(onward("follow", "run-1"))
     await gateway.followed.wait()
     await asyncio.sleep(0.4)
     gateway.cuts = 1
     gateway.add("run-1", RUN_STATE_SUCCEEDED)
     gateway.more.set()
-    assert "still trying" not in (await following).err
+    assert "still trying" not in (await watching).err
 
 
 # --- follow -----------------------------------------------------------------------------------------------------------
@@ -510,6 +511,31 @@ async def test_follow_goes_on_after_an_offset(gateway: Gateway, onward: Shell) -
     assert ran.out.startswith("[section] Tea is old.\n[section] Very.\n[section] finished")
     ran = await onward("follow", "run-1", "--after", "9")
     assert ran == Ran(2, "", "onward: run run-1 has no event 9 yet: the newest is 8\n")
+
+
+async def test_what_a_run_in_line_waits_for_is_told_when_it_changes(
+    gateway: Gateway, onward: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log does not say that nobody serves it."""
+    monkeypatch.setattr(following, "WAITS_S", 0.02)
+    run = gateway.add("run-1", RUN_STATE_QUEUED, story(RUN_STATE_QUEUED)[:1], waiting_for="an executor of blue")
+    watching = asyncio.create_task(onward("follow", "run-1"))
+    await eventually(lambda: _asked(gateway, 4))
+    run.waiting_for = "an executor of green"
+    await eventually(lambda: _asked(gateway, 8))
+    gateway.add("run-1", RUN_STATE_SUCCEEDED)
+    gateway.more.set()
+    lines = (await watching).out.splitlines()
+    assert lines[:4] == [
+        "run run-1 QUEUED",
+        "run run-1 waits for an executor of blue",
+        "run run-1 waits for an executor of green",
+        "run run-1 RUNNING on e1",
+    ]
+
+
+async def _asked(gateway: Gateway, times: int) -> bool:
+    return len(gateway.asked(pb.GetRunRequest)) >= times
 
 
 async def test_follow_for_scripts_gives_a_line_for_each_event(gateway: Gateway, onward: Shell) -> None:

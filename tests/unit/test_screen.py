@@ -296,6 +296,14 @@ def test_a_question_says_how_to_answer_it() -> None:
     ]
 
 
+def test_what_a_run_in_line_waits_for_stands_beside_its_state() -> None:
+    """Until it runs."""
+    terminal = Terminal().tell(Story().queued())
+    terminal.screen.waits("an executor of blue")
+    assert terminal.live[0].endswith("● QUEUED  12s  waits for an executor of blue")
+    assert "waits" not in terminal.tell(Story().queued().attempt()).live[0]
+
+
 def test_the_live_part_is_drawn_over_itself_and_gone_at_the_end() -> None:
     """What is written for good stands alone in the end, and the cursor is to be seen again."""
     story = Story().queued().attempt().started("a").text("a", "some text")
