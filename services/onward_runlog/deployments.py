@@ -144,8 +144,13 @@ class Deployments:
         """Read the registry; callers at the same time share one read."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_once())
-            self._reading.add_done_callback(lambda _: setattr(self, "_reading", None))
+            self._reading.add_done_callback(self._has_read)
         await asyncio.shield(self._reading)
+
+    def _has_read(self, reading: asyncio.Task[None]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # seen, also where everybody who waited for it has gone
 
     async def _read_once(self) -> None:
         read_at, changes = time.monotonic(), self._changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -205,3 +206,25 @@ async def test_what_was_read_once_serves_while_the_store_is_away(
         with pytest.raises(StoreUnavailable):
             await blank.choose("blog")
         proxy.flow()
+
+
+async def test_a_read_that_fails_when_its_callers_have_gone_is_nobodys_error(
+    redis_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller with a time limit gave up during an outage: asyncio wrote a traceback of an exception nobody saw."""
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    async with proxy_to(redis_url) as proxy, open_store(proxy.url) as far:
+        monkeypatch.setattr("onward_runlog.connection.REPLY_TIMEOUT_S", 0.05)
+        monkeypatch.setattr(far, "command", partial(far.connection.call, patience_s=0.05))
+        proxy.stall()
+        deployments = Deployments(far)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await deployments.choose("blog")
+        with pytest.raises(StoreUnavailable):
+            await far.command("PING")  # fails after what was asked before it
+        await asyncio.sleep(0.1)
+        gc.collect()
+        proxy.flow()
+    assert complaints == []
