@@ -37,6 +37,23 @@ def workflow_input(given: str | None, pairs: Sequence[str]) -> dict[str, Any]:
     return {**values, **{name: _lenient(value) for name, value in _pairs(pairs, "input")}}
 
 
+def meant_as_text(pairs: Sequence[str], violations: Iterable[str]) -> dict[str, str]:
+    """Return the parameters that were typed as a number, true, false or null, and refused as such, as text.
+
+    A phone number, a year or an id may be text, which only the workflow's schema knows.
+
+    Args:
+        pairs: NAME=VALUE each.
+        violations: What is wrong with the input, "/NAME: why" each.
+    """
+    refused = {violation.partition(": ")[0] for violation in violations}
+    return {
+        name: value
+        for name, value in dict(_pairs(pairs, "input")).items()
+        if f"/{name}" in refused and not isinstance(_lenient(value), str | dict | list)
+    }
+
+
 def json_value(given: str, what: str) -> Any:
     """Return the value of JSON that was typed, or stands in `@FILE`, or comes from the standard input with `-`.
 

@@ -8,10 +8,11 @@ import os
 import shlex
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -22,7 +23,7 @@ from onward.client import DEFAULT_ADDRESS, Client, RunHandle
 from onward.errors import InvalidInput, OnwardError, RequestError, RunNotFound, Unavailable, WorkflowNotFound
 from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunState
 from onward.views import View
-from onward_cli.arguments import Refused, duration_s, json_value, labels, schedule, workflow_input
+from onward_cli.arguments import Refused, duration_s, json_value, labels, meant_as_text, schedule, workflow_input
 from onward_cli.documents import document
 from onward_cli.following import follow_as_json, follow_shown, run_document, write_json
 from onward_cli.listings import runs_table, show_run, workflow_help
@@ -91,7 +92,11 @@ async def start(
     workflow: Annotated[str, _option("The workflow, by its name.")],
     /,
     *pairs: Annotated[
-        str, Parameter(name="NAME=VALUE", help="Its parameters. A value that is JSON is that, any other is text.")
+        str,
+        Parameter(
+            name="NAME=VALUE",
+            help="Its parameters. A value that is JSON is that, any other is text; so is 5, where text is wanted.",
+        ),
     ],
     input: Annotated[
         str | None,
@@ -125,19 +130,20 @@ async def start(
     async def work(client: Client) -> int | Run:
         values = workflow_input(input, pairs)
         kept_request_id = request_id or uuid.uuid4().hex
+        begin = partial(
+            client.start,
+            workflow,
+            run_id=run_id,
+            request_id=kept_request_id,
+            labels=labels(label or ()),
+            run_timeout=None if run_timeout is None else duration_s(run_timeout, "--timeout"),
+            schedule_time=schedule(at, in_, datetime.now(UTC)),
+            priority=priority,
+            fairness_key=fairness_key,
+            deployment=deployment,
+        )
         try:
-            handle = await client.start(
-                workflow,
-                values,
-                run_id=run_id,
-                request_id=kept_request_id,
-                labels=labels(label or ()),
-                run_timeout=None if run_timeout is None else duration_s(run_timeout, "--timeout"),
-                schedule_time=schedule(at, in_, datetime.now(UTC)),
-                priority=priority,
-                fairness_key=fairness_key,
-                deployment=deployment,
-            )
+            handle = await _begun(begin, values, pairs)
         except WorkflowNotFound as error:
             raise Refused(await _unknown_workflow(client, workflow, str(error), talk)) from None
         except InvalidInput as error:
@@ -385,6 +391,23 @@ async def workflows(
         return SUCCEEDED
 
     return await _talk(talk, work)
+
+
+async def _begun(
+    begin: Callable[[dict[str, Any]], Awaitable[RunHandle]], values: dict[str, Any], pairs: Sequence[str]
+) -> RunHandle:
+    """Start a run, if need be with numbers as text; raises what `begin` raises."""
+    try:
+        return await begin(values)
+    except InvalidInput as error:
+        texts = meant_as_text(pairs, error.violations)
+        if not texts:
+            raise
+        try:
+            return await begin({**values, **texts})
+        except InvalidInput as still:
+            # As text neither: then what was typed is what is wrong.
+            raise (error if meant_as_text(pairs, still.violations) else still) from None
 
 
 async def _accepted(handle: RunHandle, follow: bool, talk: Talk) -> int | Run:

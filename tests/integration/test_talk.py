@@ -387,6 +387,21 @@ async def test_every_violation_of_the_schema_is_listed(gateway: Gateway, onward:
     )
 
 
+async def test_a_number_is_text_where_text_is_wanted(gateway: Gateway, onward: Shell) -> None:
+    """As it was typed: only the schema knows that a year is no number. What is wrong otherwise is told as ever."""
+    violation = error_details_pb2.BadRequest.FieldViolation
+    wrong = error_details_pb2.BadRequest(field_violations=[violation(field="/topic", description="is not a string")])
+    gateway.refuse(Code.INVALID_ARGUMENT, "INPUT_INVALID", "wrong", wrong)
+    assert (await onward("start", "blog_post", "topic=1e3", "words=7")).code == 0
+    first, second = gateway.asked(pb.StartRunRequest)
+    assert json.loads(first.input.data) == {"topic": 1000.0, "words": 7}
+    assert json.loads(second.input.data) == {"topic": "1e3", "words": 7}
+    assert first.request_id == second.request_id
+    for topic in ("[1]", "tea"):
+        gateway.refuse(Code.INVALID_ARGUMENT, "INPUT_INVALID", "wrong", wrong)
+        assert "/topic: is not a string" in (await onward("start", "blog_post", f"topic={topic}")).err
+
+
 async def test_an_unknown_workflow_is_told_from_a_misspelt_one(gateway: Gateway, onward: Shell) -> None:
     """What is near is named."""
     gateway.refuse(Code.NOT_FOUND, "WORKFLOW_NOT_FOUND", "nobody serves blog_pst")
