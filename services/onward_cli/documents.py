@@ -1,7 +1,7 @@
 """The JSON that `--output json` prints: the contract's messages by the names of their fields there.
 
 Differences to the messages: a payload is its value, an enum's value has no prefix, times are RFC 3339 in UTC, durations
-are seconds. A field that can be unset and is, is left out.
+are seconds. A field that can be unset and is, is left out. `onward get` adds what a run has called.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from onward.payload import Blob, decode
 from onward.v1.run_pb2 import Payload
+from onward.views import View
 
 
 def document(message: Message) -> dict[str, Any]:
@@ -35,6 +36,20 @@ def value_document(value: Any) -> Any:
     if isinstance(value, Blob):
         return {"blob_uri": value.uri, "media_type": value.media_type, "size": value.size}
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def components(view: View) -> list[dict[str, object]]:
+    """Return the components that a run has called, in the order in which they began."""
+    return [
+        {
+            "id": each.id,
+            "name": each.name,
+            "parent_id": each.parent_id,
+            "state": each.state,
+            "tries": each.tries,
+        }
+        for each in view.components.values()
+    ]
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:

@@ -24,7 +24,7 @@ from onward.errors import InvalidInput, OnwardError, RequestError, RunNotFound, 
 from onward.v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunState
 from onward.views import View
 from onward_cli.arguments import Refused, duration_s, json_value, labels, meant_as_text, schedule, workflow_input
-from onward_cli.documents import document
+from onward_cli.documents import components, document
 from onward_cli.following import follow_as_json, follow_shown, run_document, write_json
 from onward_cli.listings import runs_table, show_run, workflow_help
 from onward_cli.wording import line, state_of
@@ -237,16 +237,20 @@ async def get(run: RunId, /, *, talk: Talk = _DEFAULT) -> int:
     """Show a run: its state, input, components, output or error.
 
     Example: onward get 3f1c8a52
+
+    With --output json `components` is a list with id, name, parent_id, state and tries of each, in the order in which
+    they began. It is left out where the run's log is longer than 10,000 events; `onward follow` reads those, too.
     """
 
     async def work(client: Client) -> int:
         found = await client.get(run)
-        if talk.json:
-            write_json(await run_document(client, found))
-            return SUCCEEDED
         view: View | None = None
         if found.log.last_offset <= VIEW_EVENTS_MAX:
             view = await client.view(run)
+        if talk.json:
+            told = {"components": components(view)} if view is not None else {}
+            write_json({**await run_document(client, found), **told})
+            return SUCCEEDED
         show_run(_console(), found, view, datetime.now(UTC))
         return SUCCEEDED
 
@@ -356,7 +360,7 @@ async def fork(
 
     Example: onward fork 3f1c8a52 --from 7b0e02da8e7492bd
 
-    `onward get RUN --output json` tells the ids of components. Exit code: as `onward start`.
+    `onward get RUN --output json` tells the ids of its components. Exit code: as `onward start`.
     """
 
     async def work(client: Client) -> int | Run:

@@ -731,6 +731,7 @@ async def test_get_shows_everything_about_a_run(gateway: Gateway, onward: Shell)
     assert "\nerror\nsection: ValueError: no tea\nFile x\n" in ran.out
     (run,) = (await onward("get", "run-1", "--output", "json")).json
     assert run["error"]["reason"] == "COMPONENT_FAILED"
+    assert run["components"] == [{"id": "c", "name": "section", "parent_id": "", "state": "ok", "tries": 1}]
 
 
 async def test_fork_and_retry_print_the_new_run(gateway: Gateway, onward: Shell) -> None:
