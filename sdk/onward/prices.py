@@ -47,7 +47,7 @@ def micros(usage: Usage, models: Sequence[str], url: str) -> int:
         price = _micros(model, url, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens)
         if price is not None:
             return price
-    _note_unknown(" ".join(models))
+    _note_unknown(" or ".join(dict.fromkeys(models)))
     return 0
 
 

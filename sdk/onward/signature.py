@@ -310,8 +310,9 @@ class Signature:
         try:
             return serializer.to_json(value, warnings="none")
         except (PydanticSerializationError, ValueError, RecursionError) as error:
+            hint = ". Is an await missing?" if inspect.isawaitable(value) else ""
             raise OutputInvalid(
-                f"{self.name} {verb} a {type(value).__name__} that has no JSON form: {error}"
+                f"{self.name} {verb} a {type(value).__name__} that has no JSON form: {error}{hint}"
             ) from error
 
     @cached_property

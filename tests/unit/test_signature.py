@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from onward.signature import InputInvalid, Kind, Signature, Unserializable
+from onward.signature import InputInvalid, Kind, OutputInvalid, Signature, Unserializable
 
 
 class Tone(Enum):
@@ -354,3 +354,15 @@ def test_what_cannot_be_a_component_is_refused() -> None:
         Signature(Agent.ask)
     with pytest.raises(TypeError, match="made of a function, not of a Agent"):
         Signature(Agent())
+
+
+async def test_a_result_that_was_not_awaited_is_told_as_such() -> None:
+    """The commonest slip there is."""
+
+    async def later() -> int:
+        return 1
+
+    forgotten = later()
+    with pytest.raises(OutputInvalid, match="Is an await missing"):
+        Signature(later).dump_output(forgotten)
+    assert await forgotten == 1
