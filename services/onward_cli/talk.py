@@ -204,13 +204,15 @@ async def runs(
     """
 
     async def work(client: Client) -> int:
+        if limit < 1:
+            raise Refused(f"--limit {limit}: a number from 1 on is wanted")
         listed: list[Run] = []
         found = client.list_runs(
             workflow=workflow,
             states=[_state(each) for each in state or ()],
             labels=labels(label or ()),
             parent_run_id=parent,
-            page_size=min(max(limit, 1), 1000),
+            page_size=min(limit, 1000),
         )
         more = False
         async for run in found:

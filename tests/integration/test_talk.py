@@ -703,6 +703,10 @@ async def test_runs_are_limited_and_say_so(gateway: Gateway, onward: Shell) -> N
     gateway.runs.clear()
     assert await onward("runs") == Ran(0, "", "no runs\n")
     assert await onward("runs", "--output", "json") == Ran(0, "[]\n", "")
+    for few in ("0", "-3"):
+        assert await onward("runs", "--limit", few) == Ran(
+            2, "", f"onward: --limit {few}: a number from 1 on is wanted\n"
+        )
 
 
 async def test_a_state_that_is_none_is_refused(onward: Shell) -> None:
