@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -63,6 +64,15 @@ def test_the_readme_begins_with_hello() -> None:
     assert shown is not None
     names = re.findall(r"async def (\w+)\((.*)\) -> (.*):", shown[1])
     assert names == re.findall(r"async def (\w+)\((.*)\) -> (.*):", Path(hello.__file__).read_text())
+
+
+def test_the_readme_shows_a_test_that_passes() -> None:
+    """Of the example that stands above it."""
+    shown = re.search(r"# test_hello\.py\n(.*?)```", README.read_text(), re.DOTALL)
+    assert shown is not None
+    copied: dict[str, Any] = {}
+    exec(shown[1], copied)
+    copied["test_nobody_notices_a_crash_in_mid_sentence"]()
 
 
 def test_what_is_worth_no_further_try_are_errors() -> None:
