@@ -29,7 +29,7 @@ from onward.v1.run_pb2 import Run
 from onward_runlog.cursor import Cursors
 from onward_runlog.errors import EventsTrimmed, LogRebuilt, StoreUnavailable
 from onward_runlog.feed import Feed, FollowedRun
-from onward_runlog.reader import Chunk, Reader, Reply, chunk_from, split, varint
+from onward_runlog.reader import Chunk, Reader, chunk_from, cut, varint
 from onward_runlog.settled import Settling, Voids
 from onward_serving.errors import Refused
 
@@ -109,7 +109,10 @@ AS_PROTOBUF = _AsProtobuf()
 
 
 class Stream:
-    """One reader of a run. One message is under way at a time, so a reader that never reads costs one message."""
+    """One reader of a run.
+
+    One message is under way at a time, and one batch is read ahead: a reader that never reads costs no more.
+    """
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class Stream:
         self._handoff: tuple[HandoffReason.ValueType, float] | None = None
         self._cut = False
         self._cursor = b""
-        self._reading: asyncio.Future[Reply] | None = None
+        self._reading: asyncio.Task[Chunk] | None = None
         self._waiting: Chunk | None = None
         self._ending: asyncio.Task[Run] | None = None
         self._after = 0
@@ -229,7 +232,7 @@ class Stream:
         """Return the next events that are at hand, as many as one batch holds."""
         if self._waiting is None:
             return followed.chunk(self._after)
-        chunk, self._waiting = split(self._waiting)
+        chunk, self._waiting = self._waiting, None
         return chunk
 
     def _must_read(self, followed: FollowedRun) -> bool:
@@ -249,7 +252,7 @@ class Stream:
             return
         self._reading = None
         try:
-            chunk = chunk_from(reading.result(), self._after)
+            chunk = reading.result()
         except StoreUnavailable:
             return  # asked again, for as long as the reader stays
         if not chunk.events:
@@ -257,16 +260,22 @@ class Stream:
         elif chunk.after != self._after:
             await self._skip(chunk.after)
         else:
-            self._sizing.saw(chunk)
             if chunk.through < followed.known and followed.is_past(chunk.through):
                 self._ask(followed, chunk.through)  # under way while this one is sent
             self._waiting = chunk
 
     def _ask(self, followed: FollowedRun, after: int) -> None:
-        self._reading = self._reader.events(followed.base, followed.ref, after, self._sizing.count)
+        self._reading = asyncio.create_task(self._chunk(followed, after))
         self._reading.add_done_callback(self._on_read)
 
-    def _on_read(self, reading: asyncio.Future[Reply]) -> None:
+    async def _chunk(self, followed: FollowedRun, after: int) -> Chunk:
+        """Return the next events of the log after an offset, no more than a batch."""
+        reply = await self._reader.events(followed.base, followed.ref, after, self._sizing.count)
+        chunk = chunk_from(reply, after)
+        self._sizing.saw(chunk)
+        return cut(chunk)
+
+    def _on_read(self, reading: asyncio.Task[Chunk]) -> None:
         _note(reading)
         self.wake()
 

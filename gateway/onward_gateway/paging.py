@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onward.v1.gateway_service_pb2 import GapPolicy, ListRunEventsRequest, ListRunEventsResponse, View
 from onward_runlog.errors import EventsTrimmed
-from onward_runlog.reader import BATCH_BYTES_MAX, Chunk, Reader, chunk_from, split
+from onward_runlog.reader import BATCH_BYTES_MAX, Chunk, Reader, chunk_from, cut
 from onward_runlog.settled import Settling, Voids
 from onward_runlog.store import Store
 
@@ -27,7 +27,7 @@ class Pages:
         log = start.run.log
         base, ref = self._store.place(namespace, request.run_id)
         through = min(start.resumed + size, log.last_offset)
-        page = _cut(start.chunk, through)
+        page = _through(start.chunk, through)
         start.sizing.saw(start.chunk)
         while page.through < through and sum(map(len, page.events)) < BATCH_BYTES_MAX:
             count = min(start.sizing.count, through - page.through)
@@ -37,13 +37,13 @@ class Pages:
                     break  # the next page tells what was trimmed
                 if request.start.on_gap != GapPolicy.GAP_POLICY_SKIP:
                     raise EventsTrimmed(more.after + 1)
-                page = _cut(more, through)
+                page = _through(more, through)
             elif more.events:
                 page = Chunk(page.after, [*page.events, *more.events])
             else:
                 break
             start.sizing.saw(more)
-        page = split(page)[0]
+        page = cut(page)
         voids = Voids(())
         if request.view == View.VIEW_SETTLED:
             voids = await self._settling.voids(base, ref, log.log_id, log.last_offset)
@@ -57,5 +57,5 @@ class Pages:
         return response
 
 
-def _cut(chunk: Chunk, through: int) -> Chunk:
+def _through(chunk: Chunk, through: int) -> Chunk:
     return Chunk(chunk.after, chunk.events[: max(0, through - chunk.after)])

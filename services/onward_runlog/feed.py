@@ -19,7 +19,7 @@ from onward.v1.run_pb2 import Run, RunState
 from onward.v1.wake_pb2 import Appended, Wake
 from onward_runlog import keys
 from onward_runlog.errors import LogRebuilt, RunLogError, RunNotFound, StoreUnavailable
-from onward_runlog.reader import Chunk, Reader, Sizing, chunk_from, framed, split, unframed
+from onward_runlog.reader import Chunk, Reader, Sizing, chunk_from, cut, framed, unframed
 from onward_runlog.record import TERMINAL
 from onward_runlog.store import Store
 from onward_runlog.subscription import messages
@@ -139,7 +139,7 @@ class FollowedRun:
             return None
         events = self._events[at:]
         chunk = Chunk(after, events)
-        return chunk if len(events) == 1 else split(chunk)[0]
+        return chunk if len(events) == 1 else cut(chunk)
 
     def extend(self, events: Sequence[bytes]) -> None:
         """Add the next events, framed, and tell the followers."""

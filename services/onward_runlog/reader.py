@@ -111,14 +111,20 @@ def chunk_from(reply: Reply, after: int) -> Chunk:
     return Chunk(first - 1, events)
 
 
-def split(chunk: Chunk, bytes_max: int = BATCH_BYTES_MAX) -> tuple[Chunk, Chunk | None]:
-    """Return the first events of a chunk, at most `bytes_max` bytes or one event, and the rest."""
+def cut(chunk: Chunk, bytes_max: int = BATCH_BYTES_MAX) -> Chunk:
+    """Return the first events of a chunk: one, or as many as are at most `bytes_max` bytes together.
+
+    What is kept for a reader that may never take it is cut as soon as it is read: a reply is as large as its events
+    are. The rest is read again.
+    """
+    if sum(map(len, chunk.events)) <= bytes_max:
+        return chunk
     total = 0
     for i, event in enumerate(chunk.events):
         total += len(event)
         if total > bytes_max and i > 0:
-            return Chunk(chunk.after, chunk.events[:i]), Chunk(chunk.after + i, chunk.events[i:])
-    return chunk, None
+            return Chunk(chunk.after, chunk.events[:i])
+    return chunk
 
 
 class Sizing:
@@ -155,7 +161,7 @@ class Start:
         after_hash: Hash of the event there, 0 where it is not at hand.
         resumed: Where events are read from: `after`, or later where a gap was accepted.
         cursors: For the run's log.
-        chunk: The first events after `resumed` that were read along; may be empty though there are more.
+        chunk: The first events after `resumed`, no more than a batch; may be empty though there are more.
         sizing: For what follows.
     """
 
@@ -240,7 +246,7 @@ class Reader:
             resumed=resumed,
             cursors=cursors,
             # What begins elsewhere was trimmed in this very moment: the next read finds that out.
-            chunk=chunk if chunk.after == resumed else Chunk(resumed, []),
+            chunk=cut(chunk) if chunk.after == resumed else Chunk(resumed, []),
             sizing=Sizing(int(record[-1] or 0) // max(run.log.last_offset, 1)),
         )
 

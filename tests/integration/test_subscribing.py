@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ from onward.v1.gateway_service_pb2 import (
 from onward.v1.run_pb2 import RunState
 from onward.v1.wake_pb2 import Appended, Wake
 from onward_cli.valkey import embedded_valkey
+from onward_gateway.following import AS_PROTOBUF, Limits, Stream
 from onward_runlog import keys
+from onward_runlog.feed import Feed
+from onward_runlog.reader import Reader
+from onward_runlog.settled import Settling
 from onward_runlog.store import Store, open_store
 
 SKIP = GapPolicy.GAP_POLICY_SKIP
@@ -497,6 +502,37 @@ async def test_a_reader_that_never_reads_costs_others_nothing(
         failure = told(raised.value)
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "READER_STALLED")
         assert failure.retry_s is not None
+
+
+@pytest.mark.parametrize("small", [0, 400])
+async def test_a_reader_that_never_reads_holds_no_more_than_batches(store: Store, small: int) -> None:
+    """Also where events grow: a read is so many events, whatever their size. It had held 23 MiB."""
+    log = await begun(store)
+    await log.append(*(delta() for _ in range(small)))
+    large = delta("x" * 700_000)
+    for _ in range(8):
+        await log.append(*[large] * 5)
+    reader = Reader(store)
+    limits = Limits(heartbeat_s=10, age_s=60, slow_s=60, grace_s=60)
+    request = SubscribeRunRequest(run_id="run", start=Position(after_offset=0))
+    stalled = asyncio.Event()
+
+    async def write(message: bytes) -> None:
+        if len(message) > 700_000:
+            stalled.set()
+            await asyncio.Event().wait()
+
+    async with Feed(store, reader).following() as feed:
+        stream = Stream(reader, feed, Settling(reader), "default", request, limits, AS_PROTOBUF, write)
+        tracemalloc.start()
+        reading = asyncio.create_task(stream.serve())
+        await stalled.wait()
+        await asyncio.sleep(0.5)  # what is read ahead comes
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    assert held < 4 * 1024 * 1024, "a message, what it is made of, and what is read ahead"
 
 
 async def test_a_slow_reader_is_handed_off(store: Store, redis_url: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from onward.v1.event_pb2 import Event, OutputDelta
 from onward.v1.gateway_service_pb2 import EventBatch, ListRunEventsResponse
-from onward_runlog.reader import Chunk, Sizing, chunk_from, framed, split, unframed, varint
+from onward_runlog.reader import Chunk, Sizing, chunk_from, cut, framed, unframed, varint
 
 EVENTS = st.lists(st.integers(0, 20_000).map(lambda size: Event(output_delta=OutputDelta(text="x" * size))), max_size=5)
 
@@ -51,18 +51,13 @@ def test_an_empty_reply_is_an_empty_chunk() -> None:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 100))
-def test_a_chunk_is_split_into_batches_within_the_limit(sizes: list[int], limit: int) -> None:
-    rest: Chunk | None = Chunk(10, [b"x" * size for size in sizes])
-    batches = []
-    while rest is not None:
-        batch, rest = split(rest, limit)
-        batches.append(batch)
-    after = 10
-    for batch in batches:
-        assert batch.after == after
-        assert len(batch.events) == 1 or sum(map(len, batch.events)) <= limit
-        after = batch.through
-    assert [len(event) for batch in batches for event in batch.events] == sizes
+def test_a_chunk_is_cut_to_a_batch_within_the_limit(sizes: list[int], limit: int) -> None:
+    whole = Chunk(10, [b"x" * size for size in sizes])
+    batch = cut(whole, limit)
+    count = len(batch.events)
+    assert batch == Chunk(10, whole.events[:count])
+    assert count == 1 or sum(sizes[:count]) <= limit
+    assert count == len(sizes) or sum(sizes[: count + 1]) > limit, "no less than would do"
 
 
 def test_reads_grow_with_small_events_and_shrink_with_large_ones() -> None:
