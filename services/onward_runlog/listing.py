@@ -29,6 +29,9 @@ EXAMINED_AT_ONCE = 512
 FETCH_MIN = 8
 """Entries asked for at a time from one index of one partition."""
 
+PAGE_BYTES_MAX = 1024 * 1024
+"""Runs together, or one run, on a page: a client takes messages of 4 MiB, and a run's labels and error are many KiB."""
+
 _HEAD = struct.Struct(">B8sQ")
 _CHECK = struct.Struct(">I")
 _VERSION = 1
@@ -104,7 +107,7 @@ class Listing:
         """Return the next runs.
 
         Args:
-            size: Runs on the page, at most.
+            size: Runs on the page, at most. It has fewer where they are over PAGE_BYTES_MAX.
             token: Page.next_token of the page before; empty for the first.
 
         Raises:
@@ -118,7 +121,7 @@ class Listing:
         at_once = max(size, EXAMINED_AT_ONCE) if others else size
         merge = _Merge(self._store, wanted.namespace, smallest, place, at_once)
         runs: list[Run] = []
-        examined, more = 0, True
+        examined, bytes_, more = 0, 0, True
         while more and len(runs) < size and examined < EXAMINED_MAX:
             entries = await merge.take(at_once)
             more = bool(entries)
@@ -129,11 +132,14 @@ class Listing:
             for entry in entries:
                 if entry in standing and entry not in records:
                     break  # the page is full; what was taken too much comes again on the next one
-                place = entry[0]
-                examined += 1
                 run = records.get(entry)
                 if run is not None and wanted.keeps(run):
+                    bytes_ += run.ByteSize()
+                    if bytes_ > PAGE_BYTES_MAX and runs:
+                        break  # so is this one
                     runs.append(run)
+                place = entry[0]
+                examined += 1
             else:
                 more = more and not await merge.ended()
                 continue

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from tests.gateway import bare_redis, begun
-from tests.runlog import CANCELLED, QUEUED, RUNNING, SUCCEEDED, a_run, listed_in
+from tests.runlog import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, a_run, append, listed_in
 
-from onward.v1.run_pb2 import Run
+from onward.v1.event_pb2 import Event, RunStateChanged
+from onward.v1.run_pb2 import Run, RunError
 from onward_runlog import keys, listing
 from onward_runlog.listing import Filter, Listing, Page, PageTokenInvalid
 from onward_runlog.runs import Runs
@@ -63,6 +64,32 @@ async def test_a_listed_run_has_no_input_and_no_output(lister: Listing, store: S
     assert run.HasField("end_time")
     assert not run.HasField("input")
     assert not run.HasField("output")
+
+
+@pytest.mark.parametrize("what", ["labels", "errors"])
+async def test_a_page_is_cut_where_its_runs_are_large(lister: Listing, runs: Runs, store: Store, what: str) -> None:
+    """Clients take messages of 4 MiB."""
+    error = RunError(reason="COMPONENT_FAILED", message="m" * 4_000, traceback="t" * 8_000)
+    labels = {f"{number:02}" + "k" * 62: "v" * 256 for number in range(32)} if what == "labels" else {}
+    for number in range(200):
+        run, *_ = await runs.submit(a_run(f"r{number}", labels=labels), holder="h", ttl_s=60)
+        if what == "errors":
+            event = Event(run_state_changed=RunStateChanged(state=FAILED, error=error))
+            await append(store, run, 1, 1, event, end=FAILED, error=error.SerializeToString())
+    for which in (wanted(), wanted(workflow="blog")):
+        found = await pages(lister, which, 1_000)
+        assert [run.run_id for page in found for run in page.runs] == [f"r{number}" for number in reversed(range(200))]
+        assert len(found) > 1
+        for page in found:
+            assert sum(run.ByteSize() for run in page.runs) <= listing.PAGE_BYTES_MAX
+            assert len(page.runs) > 80 or page is found[-1], "no less than would do"
+
+
+async def test_a_run_over_a_page_is_a_page(lister: Listing, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "PAGE_BYTES_MAX", 10)
+    await submitted(runs, "abc")
+    found = await pages(lister, wanted(), 50)
+    assert [[run.run_id for run in page.runs] for page in found] == [["c"], ["b"], ["a"]]
 
 
 async def test_nothing_is_listed_where_nothing_is(lister: Listing, runs: Runs) -> None:

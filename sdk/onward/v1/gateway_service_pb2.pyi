@@ -360,7 +360,7 @@ class ListRunsRequest(_message.Message):
     workflow: _builtins.str
     """workflow keeps runs of one workflow. Empty keeps all."""
     page_size: _builtins.int
-    """page_size is 50 by default and 1000 at most."""
+    """page_size is 50 by default and 1000 at most. A page is cut at 1 MiB, never below one run, whatever page_size says."""
     page_token: _builtins.str
     """page_token is from the last response."""
     parent_run_id: _builtins.str
