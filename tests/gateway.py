@@ -36,7 +36,12 @@ from onward_runlog.store import Store
 if TYPE_CHECKING:
     from onward.v1.gateway_service_pb2_grpc import GatewayServiceAsyncStub
 
-CLIENT_OPTIONS = [("grpc.max_receive_message_length", 8 * 1024 * 1024), ("grpc.use_local_subchannel_pool", 1)]
+CLIENT_OPTIONS = [
+    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    ("grpc.use_local_subchannel_pool", 1),
+    # Above the limit that clients have by default they refuse some, by chance, and all above twice as much.
+    ("grpc.absolute_max_metadata_size", 8 * 1024),
+]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 DOMAIN = "onward"
 """ErrorInfo.domain of every error."""
 
+MESSAGE_SENT_MAX = 1_024
+"""Bytes of a message as it is sent. Clients take 8 KiB of trailing metadata, in which it stands twice."""
+
 
 @dataclass
 class Refused(Exception):
@@ -67,12 +70,22 @@ class Refused(Exception):
             delay = Duration()
             delay.FromNanoseconds(int(self.retry_s * 1e9))
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-        status = status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message)
+        status = status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=_short(self.message))
         for detail in details:
             packed = Any()
             packed.Pack(detail)
             status.details.append(packed)
         return status
+
+
+def _short(message: str) -> str:
+    """Return a message, cut at MESSAGE_SENT_MAX: gRPC sends three bytes for each that is not plain ASCII."""
+    room = MESSAGE_SENT_MAX
+    for place, letter in enumerate(message):
+        room -= 1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode())
+        if room < 0:
+            return message[:place] + "…"
+    return message
 
 
 def draining() -> Refused:

@@ -13,8 +13,12 @@ import jsonschema_rs
 from onward.v1.error_reason_pb2 import ErrorReason
 from onward_serving.errors import Refused
 
-VIOLATIONS_BYTES_MAX = 4_096
-"""Told to a caller. An error travels in trailing metadata, of which clients take 8 KiB."""
+VIOLATIONS_BYTES_MAX = 3_584
+"""Told to a caller. An error travels in trailing metadata, of which clients take 8 KiB: these as base64, beside the
+message (onward_serving.errors)."""
+
+VIOLATION_FRAME_BYTES = 8
+"""What a violation takes beside its two texts, at most."""
 
 VIOLATION_CHARACTERS_MAX = 300
 
@@ -82,7 +86,7 @@ def bounded(violations: list[tuple[str, str]]) -> list[tuple[str, str]]:
         if len(why) > VIOLATION_CHARACTERS_MAX:
             why = why[: VIOLATION_CHARACTERS_MAX // 2] + " … " + why[-VIOLATION_CHARACTERS_MAX // 2 :]
         field = field if len(field) <= VIOLATION_CHARACTERS_MAX else field[:VIOLATION_CHARACTERS_MAX] + "…"
-        size += len(field.encode()) + len(why.encode())
+        size += len(field.encode()) + len(why.encode()) + VIOLATION_FRAME_BYTES
         if size > VIOLATIONS_BYTES_MAX and told:
             told.append(("", f"and {len(violations) - len(told)} more"))
             break

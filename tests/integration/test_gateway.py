@@ -209,6 +209,22 @@ async def test_an_input_that_breaks_the_schema_starts_nothing(door: Door) -> Non
     assert (await refused(door.stub.GetRun(GetRunRequest(run_id="never")))).reason == "RUN_NOT_FOUND"
 
 
+@pytest.mark.parametrize("letter", ["a", "%", "é", "中", "😀"])
+@pytest.mark.parametrize(("count", "field", "text"), [(50, 200, 250), (1, 2_000, 2_000), (1_000, 1, 1)])
+async def test_a_refusal_arrives_in_whatever_letters(
+    store: Store, redis_url: str, letter: str, count: int, field: int, text: int
+) -> None:
+    """Clients take 8 KiB of metadata. A message has three bytes there for each that is not plain ASCII."""
+    await serve_workflow(store, "many", schema=b'{"additionalProperties": {"type": "integer"}}')
+    value = {letter * field + str(number): letter * text for number in range(count)}
+    request = StartRunRequest(workflow="many", input=Payload(data=json.dumps(value, ensure_ascii=False).encode()))
+    async with gateway(redis_url) as door:
+        failure = await refused(door.stub.StartRun(request))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INPUT_INVALID")
+    assert failure.message.startswith(f"the input is invalid: /{letter}")
+    assert len(failure.violations) == count or failure.violations[""].startswith("and ")
+
+
 async def test_what_nobody_serves(door: Door) -> None:
     failure = await refused(door.stub.StartRun(StartRunRequest(workflow="nobody")))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "WORKFLOW_NOT_FOUND")
