@@ -29,6 +29,7 @@ from onward.v1.gateway_service_pb2 import (
     View,
 )
 from onward.v1.run_pb2 import Payload, RunState
+from onward_serving.bounds import LABELS_MAX, check_labels, check_size
 from onward_serving.errors import Refused
 from onward_serving.schemas import bounded, check_schema
 from onward_serving.schemas import is_json as is_json
@@ -38,9 +39,6 @@ logger = logging.getLogger(__name__)
 INPUT_BYTES_MAX = 3 * 1024 * 1024
 SIGNAL_BYTES_MAX = 768 * 1024
 """A signal's value stands in an event, which is at most 1 MiB."""
-LABELS_MAX = 32
-LABEL_KEY_BYTES_MAX = 64
-LABEL_VALUE_BYTES_MAX = 256
 NAME_BYTES_MAX = 128
 """Names of signals, deployments and fairness keys."""
 REASON_BYTES_MAX = 4_096
@@ -141,11 +139,8 @@ def check_start(request: StartRunRequest, prefix: str = "") -> None:
         checks.timestamp(request.schedule_time, f"{prefix}schedule_time")
     _check_inline(checks, request.input, f"{prefix}input")
     checks.done()
-    _check_size("labels", len(request.labels), LABELS_MAX)
-    for key, value in request.labels.items():
-        _check_size("a label's key in bytes", len(key.encode()), LABEL_KEY_BYTES_MAX)
-        _check_size(f"label {key} in bytes", len(value.encode()), LABEL_VALUE_BYTES_MAX)
-    _check_size("the input in bytes", len(request.input.data), INPUT_BYTES_MAX)
+    check_labels(request.labels)
+    check_size("the input in bytes", len(request.input.data), INPUT_BYTES_MAX)
 
 
 def check_invoke(request: InvokeWorkflowRequest) -> None:
@@ -206,7 +201,7 @@ def check_cancel(request: CancelRunRequest) -> None:
     checks = Checks()
     checks.run_id(request.run_id)
     checks.done()
-    _check_size("reason in bytes", len(request.reason.encode()), REASON_BYTES_MAX)
+    check_size("reason in bytes", len(request.reason.encode()), REASON_BYTES_MAX)
 
 
 def check_signal(request: SignalRunRequest) -> None:
@@ -221,7 +216,7 @@ def check_signal(request: SignalRunRequest) -> None:
     checks.name(request.name, "name")
     _check_inline(checks, request.value, "value")
     checks.done()
-    _check_size("the value in bytes", len(request.value.data), SIGNAL_BYTES_MAX)
+    check_size("the value in bytes", len(request.value.data), SIGNAL_BYTES_MAX)
     if request.value.HasField("data") and is_json(request.value.media_type):
         _parsed(request.value.data)
 
@@ -342,16 +337,6 @@ def _check_view(checks: Checks, view: View.ValueType) -> None:
 def _page_size(checks: Checks, asked: int, default: int) -> int:
     checks.that(0 <= asked <= PAGE_SIZE_MAX, "page_size", f"from 1 to {PAGE_SIZE_MAX}; 0 means {default}")
     return asked or default
-
-
-def _check_size(what: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise Refused(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            ErrorReason.ERROR_REASON_TOO_LARGE,
-            f"{what}: {size} is over the limit of {limit}",
-            {"limit": str(limit), "size": str(size)},
-        )
 
 
 def _parsed(data: bytes) -> Any:

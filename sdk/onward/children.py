@@ -54,6 +54,11 @@ DEPTH_MAX = 16
 INPUT_BYTES_MAX = 3 * 1024 * 1024
 """The input of a run, as Gateways take it."""
 
+LABELS_MAX = 32
+LABEL_KEY_BYTES_MAX = 64
+LABEL_VALUE_BYTES_MAX = 256
+"""Labels of a run, as Gateways take them."""
+
 RUN_ID_CHARACTERS = 26
 
 LIMIT_REACHED = "LIMIT_REACHED"
@@ -199,7 +204,11 @@ class Starter:
             detached: The child outlives this run. Else it is cancelled when this run ends, however that is.
             labels: Kept on the child, for listing. At most 32; keys up to 64 bytes, values up to 256.
             run_timeout: Bounds the child, queueing and waiting included. By default the workflow's own, or none.
+
+        Raises:
+            ValueError: There are more labels, a key or a value is longer, or the run_timeout is not above 0.
         """
+        _check_labels(labels or {})
         return Starter(
             detached=detached,
             labels=labels,
@@ -317,6 +326,16 @@ def _caller(what: str) -> Instance:
     if asyncio.get_running_loop() is not caller.journal.loop:
         raise RuntimeError(f"{what} was called on another event loop than its run's: call it from an `async def`")
     return caller
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"{len(labels)} labels are over the limit of {LABELS_MAX}")
+    for key, value in labels.items():
+        if not 0 < len(key.encode()) <= LABEL_KEY_BYTES_MAX:
+            raise ValueError(f"a label's key has 1 to {LABEL_KEY_BYTES_MAX} bytes: {key!r}")
+        if len(value.encode()) > LABEL_VALUE_BYTES_MAX:
+            raise ValueError(f"label {key} is over the limit of {LABEL_VALUE_BYTES_MAX} bytes")
 
 
 def _run_id(instance: Instance) -> str:

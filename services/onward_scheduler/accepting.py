@@ -16,6 +16,7 @@ from onward_runlog.record import TERMINAL
 from onward_runlog.runs import Runs, new_run_id, state_name
 from onward_runlog.staging import Staged
 from onward_scheduler.dispatching import Dispatcher
+from onward_serving.bounds import check_labels
 from onward_serving.errors import Refused
 
 
@@ -46,11 +47,15 @@ class Accepting:
             silent: Nobody is told how it ends: it is a notification itself, and would have another one for each.
 
         Raises:
-            Refused: No deployment serves the workflow, or there is no such time as the one at which it is to begin.
+            Refused: No deployment serves the workflow, there is no such time as the one at which it is to begin, or
+                its labels are too large.
             RunLogError: As Runs.submit.
         """
         start = request.start
+        # A Gateway lets neither in; an executor, also of another language, may ask for a child with whatever it likes.
         _check_time(start.schedule_time)
+        if not request.continued_from_run_id:  # it has the labels of the run before, and is accepted in any case
+            check_labels(start.labels)
         served = await self.served(start.workflow, start.deployment)
         run = Run(
             run_id=start.run_id or new_run_id(request.namespace, start.request_id),
@@ -178,7 +183,6 @@ class Accepting:
 
 
 def _check_time(time: Timestamp) -> None:
-    # A Gateway does not let it in; an executor in another language may ask for a child at any time.
     try:
         time.ToNanoseconds()
     except ValueError as error:

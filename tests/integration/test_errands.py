@@ -96,6 +96,24 @@ async def test_a_child_at_a_time_that_is_none_is_refused(
     assert await runs.children("default", "parent") == []
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [{str(number): "" for number in range(33)}, {"k" * 65: ""}, {"key": "é" * 129}],
+    ids=["many", "key", "value"],
+)
+async def test_a_child_with_too_large_labels_is_refused(
+    store: Store, runs: Runs, errands: Errands, parent: Run, labels: dict[str, str]
+) -> None:
+    """Every label is an index, and stands on every page of runs. The SDK asks for no such thing; others may."""
+    await serve(store)
+    errand = start_child()
+    errand.start_child.start.labels.update(labels)
+    await errands.do(await asked(store, runs, parent, errand))
+    [(_, told)] = signals(await log_of(store, parent))
+    assert (told.error.reason, told.error.retryable) == ("TOO_LARGE", False)
+    assert await runs.children("default", "parent") == []
+
+
 async def test_what_was_refused_stays_refused(store: Store, runs: Runs, errands: Errands, parent: Run) -> None:
     """Also where somebody serves it when the errand comes again: its parent has been told."""
     entry = await asked(store, runs, parent, start_child())

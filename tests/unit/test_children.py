@@ -181,6 +181,13 @@ async def test_a_child_by_name_gives_plain_values() -> None:
         assert (await testing.run(parent)).output == {"text": "tea", "pages": 1}
 
 
+def test_labels_that_no_run_may_have_are_an_error() -> None:
+    onward.start_child.options(labels={**{str(number): "" for number in range(31)}, "k" * 64: "é" * 128})
+    for wrong in ({str(number): "" for number in range(33)}, {"": "v"}, {"k" * 65: "v"}, {"k": "é" * 129}):
+        with pytest.raises(ValueError, match="label"):
+            onward.start_child.options(labels=wrong)
+
+
 async def test_arguments_that_do_not_fit_are_an_error_before_anything_is_asked() -> None:
     """As of any call."""
 
