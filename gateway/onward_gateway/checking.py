@@ -43,6 +43,8 @@ NAME_BYTES_MAX = 128
 """Names of signals, deployments and fairness keys."""
 REASON_BYTES_MAX = 4_096
 PRIORITY_MAX = 100
+BLOB_START_MAX = 2**53
+"""Behind the end of any value, where there is nothing to read. A store cannot count much further."""
 PAGE_SIZE_MAX = 1_000
 RUNS_PAGE_SIZE = 50
 EVENTS_PAGE_SIZE = 100
@@ -254,7 +256,7 @@ def check_blob(request: ReadBlobRequest) -> None:
     checks.run_id(request.run_id)
     checks.that(bool(request.blob_uri), "blob_uri", "required")
     checks.that(len(request.blob_uri) <= NAME_BYTES_MAX, "blob_uri", f"at most {NAME_BYTES_MAX} characters")
-    checks.that(request.start >= 0, "start", "not negative")
+    checks.that(0 <= request.start <= BLOB_START_MAX, "start", f"from 0 to {BLOB_START_MAX}")
     checks.done()
 
 

@@ -455,9 +455,11 @@ async def test_a_blob_is_read_in_pieces_from_anywhere(door: Door, store: Store) 
     pieces = await read_blob(door, "run", "blob:1-1")
     assert [len(piece) for piece in pieces] == [mebibyte, mebibyte, 4]
     assert b"".join(pieces) == value
-    for start in (1, mebibyte, 2 * mebibyte + 3, 2 * mebibyte + 4, 9 * mebibyte):
+    for start in (1, mebibyte, 2 * mebibyte + 3, 2 * mebibyte + 4, 9 * mebibyte, 2**53):
         assert b"".join(await read_blob(door, "run", "blob:1-1", start)) == value[start:]
     assert await read_blob(door, "run", "blob:1-2") == []
+    failure = await refused(read_blob(door, "run", "blob:1-1", 2**63 - 1))
+    assert (failure.reason, set(failure.violations)) == ("REQUEST_INVALID", {"start"})
     for missing in ("blob:1-3", "blob:", "1-1", "log"):
         failure = await refused(read_blob(door, "run", missing))
         assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "BLOB_NOT_FOUND")

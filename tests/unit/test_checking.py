@@ -123,6 +123,7 @@ MALFORMED: list[tuple[Any, Any, str]] = [
     (checking.check_signal, SignalRunRequest(run_id="r", name="n", request_id="\n"), "request_id"),
     (checking.check_blob, ReadBlobRequest(run_id="r"), "blob_uri"),
     (checking.check_blob, ReadBlobRequest(run_id="r", blob_uri="b", start=-1), "start"),
+    (checking.check_blob, ReadBlobRequest(run_id="r", blob_uri="b", start=2**63 - 1), "start"),
     (checking.check_subscribe, SubscribeRunRequest(run_id="r", heartbeat=Duration(nanos=1)), "heartbeat"),
     (checking.check_subscribe, SubscribeRunRequest(run_id="r", heartbeat=Duration(seconds=61)), "heartbeat"),
     (checking.check_subscribe, SubscribeRunRequest(run_id="r", view=View.ValueType(9)), "view"),
