@@ -352,8 +352,8 @@ async def test_a_signal_at_which_a_validator_fails_does_not_fit(early: bool) -> 
     assert memory.events[-1].run_state_changed.output.data == b'"tea"'
 
 
-@pytest.mark.parametrize("timeout", [None, 0.001])
-async def test_large_signals_that_do_not_fit_leave_the_loop_its_turns(eager: None, timeout: float | None) -> None:
+@pytest.mark.parametrize("wait_s", [None, 0.001])
+async def test_large_signals_that_do_not_fit_leave_the_loop_its_turns(eager: None, wait_s: float | None) -> None:
     """Ten stood an executor still for longer than its leases last: all its runs were lost, and counted a death."""
     memory = MemoryRun()
     for _ in range(10):
@@ -373,7 +373,7 @@ async def test_large_signals_that_do_not_fit_leave_the_loop_its_turns(eager: Non
     @workflow
     async def flow() -> list[Any]:
         """Neither a time that is up nor parking comes before a signal that is there already."""
-        waits = (onward.signal("numbers", list[int], timeout=timeout) for _ in range(2))
+        waits = (onward.signal("numbers", list[int], timeout=wait_s) for _ in range(2))
         return await asyncio.gather(*waits)
 
     turning = asyncio.create_task(turn())
