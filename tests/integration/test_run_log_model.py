@@ -238,6 +238,8 @@ class RunLogMachine(RuleBasedStateMachine):
             expected = "fenced"
         elif sequence != before.sequence + 1:
             expected = "jump"
+        elif before.state == CANCELLING and end == PAUSED:
+            expected = "cancelling"
         else:
             expected = "ok"
             model.sequence = sequence
