@@ -408,6 +408,9 @@ class _Family:
             self._meet(following, calm and calm.following)
         if event.HasField("child_started") and calm is not None:
             self._calm[event.child_started.run_id] = calm.children.get(event.component_id)
+            if event.child_started.detached:
+                # Accepted in any case. A parent that has ended meanwhile is not told, and somebody has to answer it.
+                self._meet(event.child_started.run_id, self._calm[event.child_started.run_id])
         signal = event.signal_received
         if signal.name.startswith(ACCEPTED) and not (told := Run.FromString(signal.value.data)).HasField("error"):
             self._meet(told.run_id, self._calm.get(told.run_id))
