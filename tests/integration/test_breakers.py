@@ -204,8 +204,8 @@ async def test_what_was_over_at_once_takes_more_failures_the_next_time(breakers:
 async def test_an_answer_from_before_is_no_sign_of_life(breakers: RedisBreakers, store: Store) -> None:
     """It was told late."""
     await fail(breakers)
-    since = await store.command("HGET", key(store), "since")
-    await put(store, since=float(since) - 1_000)  # the answer after it is not of the same millisecond
+    since = float(await store.command("HGET", key(store), "since"))
+    await put(store, since=since - 1_000, at=since - 1_000)  # the answer after it is not of the same millisecond
     base = key(store).partition(":breaker")[0]
     reply = await store.call("breaker_report", base, NAME, "", 1, 5_000, 0, 0, "0.5")
     assert reply[0] == b"open"
