@@ -15,7 +15,7 @@ from contextvars import ContextVar, copy_context
 from hashlib import blake2b
 from threading import Lock
 from time import time_ns
-from typing import Any
+from typing import Any, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import trace
@@ -172,7 +172,13 @@ class ComponentSpan(Span):
         )
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._span(), name)  # What the SDK's spans have beyond the API: name, attributes, status, …
+        """Return what the SDK's spans have beyond the API: name, attributes, status, …"""
+        if name.startswith("__"):  # What Python asks for is this object's.
+            raise AttributeError(name)
+        return getattr(self._span(), name)
+
+    def __copy__(self) -> Self:
+        return self  # Two would be made where one is meant.
 
     def end(self, end_time: int | None = None) -> None:
         made = self._span()

@@ -59,6 +59,14 @@ async def test_every_function_is_named_and_every_name_is_a_function(store: Store
     assert set(re.findall(rf"`({VERSION}_\w+)`", README)) == declared() == loaded
 
 
+def test_every_answer_to_an_append_is_told() -> None:
+    """Each with what an executor has to do then."""
+    [answers] = re.findall(r"^-- → for each run \{(.*?),", library(), re.MULTILINE)
+    _, _, table = README.partition("| status | what happened | what to do |")
+    told = re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert set(told) == set(re.findall(r'"(\w+)"', answers)) > {"ok", "fenced"}
+
+
 def test_keys_are_made_as_it_says() -> None:
     base, ref = "onward:{3}", "default/run-1"
     assert (keys.base(3), keys.ref("default", "run-1")) == (base, ref)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from copy import copy
 
 import pytest
 from opentelemetry import trace
@@ -153,6 +154,22 @@ async def test_users_read_what_the_sdk_has_beyond_the_api(provided: Provided) ->
     @workflow
     async def flow() -> None:
         assert await reads() == "reads"
+
+    await execute(flow)
+
+
+async def test_a_span_can_be_copied(provided: Provided) -> None:
+    """As frameworks do with what they find in a context; a copy is the same span."""
+    provided(SpanProcessor())
+
+    @component
+    async def copies() -> None:
+        span = trace.get_current_span()
+        assert copy(span).get_span_context() == span.get_span_context()
+
+    @workflow
+    async def flow() -> None:
+        await copies()
 
     await execute(flow)
 
