@@ -93,9 +93,18 @@ def _exchange(
     return Exchange(asked, request, base_url, client.policy, client.providers, client.budget, wire, status_error)
 
 
-def _decoder(otherwise: Any) -> Any:
-    """Return what a stream is read with: inside a run its bytes are an `Exchange`'s."""
-    return otherwise if _PLACE.get() is None else Decoder(otherwise)
+class _Reading:
+    """How both clients read what comes back, in the place of how the package does."""
+
+    def _make_sse_decoder(self) -> Any:
+        own = super()._make_sse_decoder()  # type: ignore[misc]
+        return own if _PLACE.get() is None else Decoder(own)  # inside a run the bytes are an `Exchange`'s
+
+    def _process_response_data(self, *, data: object, cast_to: Any, response: httpx2.Response) -> Any:
+        made = fitted(cast_to, data)
+        if made is not None:
+            return made
+        return super()._process_response_data(data=data, cast_to=cast_to, response=response)  # type: ignore[misc]
 
 
 def _with_first(providers: Providers | None, api_key: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def _to_first(providers: Providers | None, request: httpx2.Request, base_url: ht
     return providers.all[0].addressed(request, base_url, body)
 
 
-class AsyncOpenAI(openai.AsyncOpenAI):
+class AsyncOpenAI(_Reading, openai.AsyncOpenAI):
     """`openai.AsyncOpenAI`. Inside a run its calls are traced, retried, remembered, and their streams shown.
 
     Everything that the `openai` package offers works as it does there, and outside a run there is no difference. Inside
@@ -171,17 +180,6 @@ class AsyncOpenAI(openai.AsyncOpenAI):
             finally:
                 _PLACE.reset(token)
 
-        def _make_sse_decoder(self) -> Any:
-            return _decoder(super()._make_sse_decoder())
-
-        def _process_response_data(self, *, data: object, cast_to: Any, response: httpx2.Response) -> Any:
-            made = fitted(cast_to, data)
-            return (
-                made
-                if made is not None
-                else super()._process_response_data(data=data, cast_to=cast_to, response=response)
-            )
-
     async def _send_request(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         place = _PLACE.get()
         if place is None:
@@ -192,7 +190,7 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         return await _exchange(self, place, request, self.base_url, wire).respond()
 
 
-class OpenAI(openai.OpenAI):
+class OpenAI(_Reading, openai.OpenAI):
     """`openai.OpenAI`, for synchronous components: those run in threads. See `AsyncOpenAI`.
 
     A thread that reads from a provider cannot be interrupted: there the limits of silence hold for each read.
@@ -239,17 +237,6 @@ class OpenAI(openai.OpenAI):
                 return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
             finally:
                 _PLACE.reset(token)
-
-        def _make_sse_decoder(self) -> Any:
-            return _decoder(super()._make_sse_decoder())
-
-        def _process_response_data(self, *, data: object, cast_to: Any, response: httpx2.Response) -> Any:
-            made = fitted(cast_to, data)
-            return (
-                made
-                if made is not None
-                else super()._process_response_data(data=data, cast_to=cast_to, response=response)
-            )
 
     def _send_request(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         place = _PLACE.get()
